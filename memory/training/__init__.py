@@ -1,0 +1,1 @@
+"""Training of the tiny demo model: a labelled cartoon world, its codec and its causal video model."""

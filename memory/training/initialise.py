@@ -1,0 +1,45 @@
+"""Seeded starting weights for tiny host models; the modules come from outside, the host is never imported."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+TRUNK_GAIN = 0.6
+"""Gain of every matrix that does not carry text; with 1.0 the prompt is drowned by the trunk."""
+RESIDUAL_GAIN = 0.1
+"""Gain of the last convolution of a VAE residual branch, so that a fresh VAE starts close to its skip path."""
+
+
+def _normal_(weight: Tensor, gain: float, generator: torch.Generator) -> None:
+    fan_in = weight[0].numel()
+    weight.normal_(0.0, gain / math.sqrt(fan_in), generator=generator)
+
+
+@torch.no_grad()
+def initialise_wan(model: nn.Module, generator: torch.Generator) -> None:
+    """Fill a host `WanModel` in place: text and cross-attention at 1/sqrt(fan-in), the rest at 0.6 of it."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("modulation"):
+            parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
+        elif parameter.ndim >= 2:
+            carries_text = "text_embedding" in name or "cross_attn" in name
+            _normal_(parameter, 1.0 if carries_text else TRUNK_GAIN, generator)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            parameter.fill_(1.0)
+
+
+@torch.no_grad()
+def initialise_vae(vae: nn.Module, generator: torch.Generator) -> None:
+    """Fill a host `WanVAE` in place: 1/sqrt(fan-in), residual branches nearly silent."""
+    for name, parameter in vae.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif name.endswith("gamma"):
+            parameter.fill_(1.0)
+        else:
+            _normal_(parameter, RESIDUAL_GAIN if name.endswith("residual.6.weight") else 1.0, generator)

@@ -1,0 +1,21 @@
+"""The node that brings the model which ships with the pack."""
+
+from __future__ import annotations
+
+import torch
+from longreel.nodes.tiny_storyboard_model import TinyStoryboardModel
+
+
+def test_the_node_gives_a_causal_model_a_clip_and_a_vae_that_fit_each_other(host: object) -> None:
+    model, clip, vae = TinyStoryboardModel.execute().args
+    assert type(model.model).__name__ == "WAN21_CausalAR"
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize("anna stands left in the forest"))
+    assert conditioning[0][0].shape == (1, 7, 4096)
+    with torch.inference_mode():
+        assert vae.encode(torch.rand(5, 96, 128, 3)).shape[1] == model.model.latent_format.latent_channels
+
+
+def test_every_output_of_the_node_is_explained() -> None:
+    schema = TinyStoryboardModel.define_schema()
+    assert schema.node_id == "LongReelTinyStoryboardModel"
+    assert all(output.tooltip for output in schema.outputs)
