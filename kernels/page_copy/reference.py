@@ -1,0 +1,37 @@
+"""Gather a remembered frame and turn its keys to the time at which it is read.
+
+Rotary embedding (RoFormer, eq. 34) turns each pair of channels by position x frequency. Time and space own disjoint
+pairs, so a key stored with its spatial turn alone becomes a key at any time by turning its leading time pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def time_rotation(times: Sequence[float], time_channels: int, theta: float, device: torch.device) -> Tensor:
+    """Rotations `[len(times), time_channels / 2, 2, 2]` in float32, computed in float64 so that frame 100,000 is exact."""
+    pairs = time_channels // 2
+    exponent = torch.arange(pairs, dtype=torch.float64) * 2.0 / time_channels
+    angle = torch.tensor(times, dtype=torch.float64)[:, None] * theta**-exponent  # [T, pairs]
+    cos, sin = angle.cos(), angle.sin()
+    rotation = torch.stack((cos, -sin, sin, cos), dim=-1)  # [T, pairs, 4]
+    return rotation.unflatten(-1, (2, 2)).to(torch.float32).to(device)
+
+
+def gather_frame(
+    k_source: Tensor, v_source: Tensor, rotation: Tensor, k_out: Tensor, v_out: Tensor
+) -> None:
+    """Copy one frame's values, and its keys turned by `rotation`, into the working set.
+
+    Sources and outputs are `[L, H, D]`, `rotation` is `[time_channels / 2, 2, 2]` float32. Writes `k_out` and `v_out`.
+    """
+    channels = 2 * rotation.shape[0]
+    pairs = k_source[..., :channels].float().unflatten(-1, (-1, 2))  # [L, H, pairs, 2]
+    turned = rotation[..., 0] * pairs[..., 0:1] + rotation[..., 1] * pairs[..., 1:2]  # [L, H, pairs, 2]
+    k_out[..., :channels] = turned.flatten(-2).to(k_out.dtype)
+    k_out[..., channels:] = k_source[..., channels:]
+    v_out.copy_(v_source)

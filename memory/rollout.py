@@ -1,0 +1,91 @@
+"""The chunk loop: begin, denoise, commit, publish. It takes callables and knows no model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .chunks import Chunk, Plan
+from .session import RunSession
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedChunk:
+    """A chunk whose frames are clean `[B, C, T, H, W]` and remembered."""
+
+    chunk: Chunk
+    latents: Tensor
+    replayed: bool
+    read_frames: tuple[int, ...]
+    recached_frames: tuple[int, ...]
+    denoise_seconds: float
+    commit_seconds: float
+
+
+class Rollout:
+    """A film in the making.
+
+    `denoise(chunk)` returns clean latents, `commit(latents, shot)` runs the model once at t = 0 under the prompt of that
+    shot, `load(index)` returns the latents of a chunk that an earlier run finished, or None. Such chunks are committed
+    but not denoised, so a resumed film remembers exactly what the uninterrupted one did.
+    """
+
+    def __init__(
+        self,
+        session: RunSession,
+        denoise: Callable[[Chunk], Tensor],
+        commit: Callable[[Tensor, int], None],
+        load: Callable[[int], Tensor | None],
+    ) -> None:
+        self._session, self._denoise, self._commit, self._load = session, denoise, commit, load
+        self._recent: dict[range, Tensor] = {}
+
+    def run(self, plan: Plan, recache_shots: frozenset[int], start: Tensor | None) -> Iterator[FinishedChunk]:
+        """Make the plan's chunks in order; `start` `[B, C, plan.seeded_frames, H, W]` is remembered before the first.
+
+        At the first chunk of a shot in `recache_shots` the window is encoded anew under that shot's prompt.
+        """
+        if start is not None:
+            self._remember(range(plan.seeded_frames), start, shot=0)
+        shot = 0
+        for chunk in plan.chunks:
+            recached: tuple[int, ...] = ()
+            if chunk.shot != shot and chunk.shot in recache_shots:
+                recached = self._recache(chunk.shot)
+            shot = chunk.shot
+            self._session.begin(chunk.frames)
+            read_frames = self._session.memory.read_frames
+            started = time.perf_counter()
+            saved = self._load(chunk.index)
+            latents = self._denoise(chunk) if saved is None else saved
+            denoised = time.perf_counter()
+            self._write(chunk.frames, latents, chunk.shot)
+            committed = time.perf_counter()
+            yield FinishedChunk(
+                chunk, latents, saved is not None, read_frames, recached, denoised - started, committed - denoised
+            )
+
+    def _remember(self, frames: range, latents: Tensor, shot: int) -> None:
+        self._session.begin(frames)
+        self._write(frames, latents, shot)
+
+    def _write(self, frames: range, latents: Tensor, shot: int) -> None:
+        with self._session.committing():
+            self._commit(latents, shot)
+        self._recent[frames] = latents
+        remembered = set(self._session.memory.table.frames)
+        self._recent = {past: kept for past, kept in self._recent.items() if remembered.intersection(past)}
+
+    def _recache(self, shot: int) -> tuple[int, ...]:
+        """Frames of the window, encoded anew, oldest first; sink frames stay as they are."""
+        memory = self._session.memory
+        sink = memory.config.sink_frames
+        pieces = [(frames, latents) for frames, latents in self._recent.items() if frames.start >= sink]
+        stale = {frame for frames, _ in pieces for frame in frames}
+        memory.forget(stale.intersection(memory.table.frames))
+        for frames, latents in sorted(pieces, key=lambda piece: piece[0].start):
+            self._remember(frames, latents, shot)
+        return tuple(sorted(stale))

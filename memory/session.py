@@ -1,0 +1,93 @@
+"""What one run changes, and the one place where the phases of a chunk meet the model's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from .kv_memory import KVMemory
+
+
+class Phase(Enum):
+    """A chunk is denoised while memory is read, then run once more, clean, to be written."""
+
+    DENOISE = "denoise"
+    COMMIT = "commit"
+
+
+@dataclass(slots=True)
+class LayerCall:
+    """All that one attention call of a host is to memory.
+
+    `q`, `k`, `v` are `[B, L, H, D]` with rotary embedding applied at the chunk's times; `k_timeless` carries the spatial
+    turn alone and is needed in the commit phase. Row r of the batch belongs to stream `streams[r]`. `host_attention` maps
+    `[1, L, H, D]`, `[1, L + read, H, D]` twice to `[1, L, H x D]` and is the host's own choice.
+    """
+
+    layer: int
+    streams: tuple[int, ...]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    k_timeless: Tensor | None
+    host_attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(slots=True)
+class Rope:
+    """Rotary tables of the chunk, made once from the table `source` that the host hands to every layer."""
+
+    source: Tensor
+    absolute: Tensor
+    timeless: Tensor
+
+
+class RunSession:
+    """State of one run: memory, phase and the frames being made. Made before sampling, dropped in `finally`."""
+
+    def __init__(self, memory: KVMemory) -> None:
+        self.memory = memory
+        self.phase = Phase.DENOISE
+        self.frames = range(0)
+        self.rope: Rope | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether attention has nothing to add: nothing to read and nothing to write."""
+        return self.phase is Phase.DENOISE and not self.memory.read_frames
+
+    def begin(self, frames: range) -> None:
+        """Start the chunk of these frames."""
+        self.frames, self.rope = frames, None
+        self.memory.begin(frames)
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Write what the model computes inside, and publish it unless an error comes out."""
+        self.memory.reserve(self.frames)
+        self.phase = Phase.COMMIT
+        try:
+            yield
+        except BaseException:
+            self.memory.abandon()
+            raise
+        else:
+            self.memory.publish()
+        finally:
+            self.phase = Phase.DENOISE
+
+    def attend(self, call: LayerCall) -> Tensor:
+        """Attention output `[B, L, H x D]` of the chunk over what its stream remembers and itself."""
+        outputs = []
+        for row, stream in enumerate(call.streams):
+            k, v = self.memory.read(call.layer, stream, call.k[row], call.v[row])
+            outputs.append(call.host_attention(call.q[row : row + 1], k, v))
+            if self.phase is Phase.COMMIT:
+                assert call.k_timeless is not None
+                self.memory.write(call.layer, stream, call.k_timeless[row], call.v[row])
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -1,0 +1,85 @@
+"""Memory on a model: settings that travel with the clone, and a session that lives for one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.patcher_extension import WrappersMP
+
+from ...memory.config import MemoryConfig
+from ...memory.kv_memory import KVMemory
+from ...memory.session import RunSession
+from .adapter import HostAdapter, choose_adapter
+from .film_sampler import FilmSampler
+from .keys import PACK, SESSION, SETTINGS
+from .wan import WanAdapter
+
+ADAPTERS: tuple[HostAdapter, ...] = (WanAdapter(),)
+
+
+def adapter_for(model: ModelPatcher) -> HostAdapter:
+    """The family of the model; ValueError names every family with its reason."""
+    return choose_adapter(model, ADAPTERS)
+
+
+def attach_memory(model: ModelPatcher, config: MemoryConfig) -> ModelPatcher:
+    """A clone of the model that remembers as `config` says when the Chunked AR Sampler runs it.
+
+    Raises ValueError when the model has no supported attention or another pack holds it.
+    """
+    clone = model.clone()
+    adapter_for(clone).attach(clone)
+    clone.model_options["transformer_options"][SETTINGS] = config
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _with_session), (WrappersMP.PREPARE_SAMPLING, _with_memory)):
+        clone.remove_wrappers_with_key(kind, PACK)
+        clone.add_wrapper_with_key(kind, PACK, wrapper)
+    return clone
+
+
+def memory_config(model: ModelPatcher) -> MemoryConfig | None:
+    """Settings that `attach_memory` left on the model, or None."""
+    config: MemoryConfig | None = model.model_options["transformer_options"].get(SETTINGS)
+    return config
+
+
+def _with_session(executor: Callable[..., Any], noise: Any, latent: Any, sampler: Any, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE: the session is made for this run and dropped at its end; other samplers run untouched."""
+    if not isinstance(sampler, FilmSampler):
+        return executor(noise, latent, sampler, *args, **kwargs)
+    guider: Any = executor.class_obj  # type: ignore[attr-defined]
+    memory = plan_memory(guider.model_patcher, sampler, streams=guider.streams)
+    session = RunSession(memory)
+    before = guider.model_options
+    guider.model_options = create_model_options_clone(before)
+    guider.model_options["transformer_options"][SESSION] = session
+    try:
+        return executor(noise, latent, sampler, *args, **kwargs)
+    finally:
+        guider.model_options = before
+        memory.release()
+
+
+def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
+    """PREPARE_SAMPLING: room is made for the memory and taken before the host measures what is free."""
+    session = kwargs["model_options"]["transformer_options"].get(SESSION)
+    if session is not None:
+        device = model.load_device
+        needed = session.memory.peak_bytes + comfy.model_management.minimum_inference_memory()
+        comfy.model_management.free_memory(needed, device)
+        session.memory.allocate()
+    return executor(model, *args, **kwargs)
+
+
+def plan_memory(model: ModelPatcher, sampler: FilmSampler, streams: int) -> KVMemory:
+    """The memory that this film needs on this model, planned but not allocated."""
+    config = memory_config(model)
+    if config is None:
+        raise ValueError("The Chunked AR Sampler needs a model with memory. Put Sparse KV Memory before it.")
+    spec = adapter_for(model).kv_spec(model, *sampler.latent_size)
+    memory = KVMemory(spec, config, streams, sampler.plan.longest_chunk, sampler.plan.total_frames)
+    rope_options = model.model_options["transformer_options"].get("rope_options") or {}
+    memory.time_scale = float(rope_options.get("scale_t", 1.0))
+    return memory

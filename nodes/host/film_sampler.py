@@ -1,0 +1,160 @@
+"""A SAMPLER whose run is a film: the guider hands it chunk-shaped noise, it makes the chunks one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...memory.chunks import Chunk, Plan, chunk_seed
+from ...memory.rollout import FinishedChunk, Rollout
+from ...memory.session import RunSession
+from .guider import FilmGuider
+from .keys import SESSION
+
+Noise = Callable[[Chunk, int, Sequence[int]], Tensor]
+Progress = Callable[[int, Tensor, Tensor, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SeededNoise:
+    """Noise that depends on (seed, chunk, step) alone, so that a longer film starts with the shorter one's chunks."""
+
+    seeds: tuple[int, ...]
+
+    def __call__(self, chunk: Chunk, step: int, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise of this shape, float32 on the CPU."""
+        generator = torch.Generator().manual_seed(self.seed(chunk, f"step {step}"))
+        return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
+
+    def seed(self, chunk: Chunk, label: str) -> int:
+        """Seed of one draw; `seeds` are the shots' own."""
+        return chunk_seed(self.seeds[chunk.shot], chunk.index, label)
+
+
+@dataclass(slots=True)
+class FilmSampler(comfy.samplers.Sampler):  # type: ignore[misc]
+    """Makes the chunks of `plan` and hands each to `finished`; latents are the model's, not the LATENT socket's.
+
+    `inner` is a SAMPLER that denoises a chunk, or None for the few-step form of causal checkpoints: predict clean frames,
+    add fresh noise at the next level. `load` gives the latents of a chunk that an earlier run made, or None. `start` is a
+    LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None.
+    """
+
+    plan: Plan
+    noise: SeededNoise | Noise
+    recache_shots: frozenset[int]
+    latent_size: tuple[int, int]
+    inner: comfy.samplers.Sampler | None
+    start: Tensor | None
+    load: Callable[[int], Tensor | None]
+    finished: Callable[[FinishedChunk, FilmGuider], None]
+
+    def sample(
+        self,
+        guider: FilmGuider,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Progress | None,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        """Run the film; the result `[1, C, T, H, W]` is its last chunk, each chunk went through `finished`."""
+        options = extra_args["model_options"]
+        session: RunSession = options["transformer_options"][SESSION]
+        steps = ChunkSteps(self, guider, sigmas, extra_args, callback, noise)
+        rollout = Rollout(session, steps.denoise, steps.commit, lambda index: steps.to_device(self.load(index)))
+        start = None
+        if self.start is not None:
+            start = steps.to_device(guider.inner_model.process_latent_in(self.start))
+        result = noise
+        for chunk in rollout.run(self.plan, self.recache_shots, start):
+            self.finished(chunk, guider)
+            result = chunk.latents
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        return result
+
+
+class ChunkSteps:
+    """Denoise and commit one chunk on the host's guider."""
+
+    def __init__(
+        self,
+        film: FilmSampler,
+        guider: FilmGuider,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Progress | None,
+        template: Tensor,
+    ) -> None:
+        self._film, self._guider, self._sigmas, self._extra_args = film, guider, sigmas, extra_args
+        self._callback, self._template = callback, template
+        self._levels: list[float] = sigmas.tolist()
+        self._sampling = guider.inner_model.model_sampling
+
+    def to_device(self, latents: Tensor | None) -> Tensor | None:
+        """The latents where and as the sampler works on them."""
+        return None if latents is None else latents.to(device=self._template.device, dtype=self._template.dtype)
+
+    def denoise(self, chunk: Chunk) -> Tensor:
+        """Clean latents `[1, C, T, H, W]` of the chunk."""
+        self._guider.shot = chunk.shot
+        denoise = self._few_steps if self._film.inner is None else self._many_steps
+        return denoise(chunk)
+
+    def commit(self, latents: Tensor, shot: int) -> None:
+        """Run clean latents at t = 0 under the prompt of this shot."""
+        self._guider.shot = shot
+        self._guider.commit(latents, self._extra_args["model_options"])
+
+    def _draw(self, chunk: Chunk, step: int) -> Tensor:
+        shape = (*self._template.shape[:2], len(chunk.frames), *self._template.shape[3:])
+        drawn = self.to_device(self._film.noise(chunk, step, shape))
+        assert drawn is not None
+        return drawn
+
+    def _few_steps(self, chunk: Chunk) -> Tensor:
+        noise = self._draw(chunk, 0)
+        x: Tensor = self._sampling.noise_scaling(
+            self._sigmas[0], noise, torch.zeros_like(noise), self._film.max_denoise(self._guider, self._sigmas)
+        )
+        for step, level in enumerate(self._levels[1:]):
+            sigma = self._sigmas[step] * x.new_ones(x.shape[0])
+            options, seed = self._extra_args["model_options"], self._extra_args["seed"]
+            clean: Tensor = self._guider(x, sigma, model_options=options, seed=seed)
+            self._report(chunk, step, clean, x)
+            x = clean
+            if level > 0:
+                x = self._sampling.noise_scaling(self._sigmas[step + 1], self._draw(chunk, step + 1), clean)
+        return x
+
+    def _many_steps(self, chunk: Chunk) -> Tensor:
+        noise = self._draw(chunk, 0)
+        seed = self._film.noise.seed(chunk, "sampler") if isinstance(self._film.noise, SeededNoise) else 0
+        assert self._film.inner is not None
+        clean: Tensor = self._film.inner.sample(
+            self._guider,
+            self._sigmas,
+            {**self._extra_args, "seed": seed},
+            lambda step, clean, x, _: self._report(chunk, step, clean, x),
+            noise,
+            torch.zeros_like(noise),
+            None,
+            True,
+        )
+        return clean
+
+    def _report(self, chunk: Chunk, step: int, clean: Tensor, x: Tensor) -> None:
+        if self._callback is None:
+            return
+        steps = len(self._levels) - 1
+        done = chunk.index * steps + min(step, steps - 1)
+        shown = clean[:, :, step % clean.shape[2] :]  # a preview shows the first frame it is given
+        self._callback(done, shown, x, len(self._film.plan.chunks) * steps)

@@ -1,0 +1,54 @@
+"""One guider for the whole film: every shot's prompt goes in once, the chunk being made picks its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.samplers
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+NEGATIVE = "negative"
+
+
+class FilmGuider(comfy.samplers.CFGGuider):  # type: ignore[misc]
+    """Guides each chunk by the conditioning of its shot, and commits it under the same one."""
+
+    def __init__(self, model: ModelPatcher, shots: Sequence[Any], negative: Any, cfg: float) -> None:
+        super().__init__(model)
+        self.set_cfg(cfg)
+        self.shot = 0
+        self.inner_set_conds({**{_key(index): shot for index, shot in enumerate(shots)}, NEGATIVE: negative})
+
+    @property
+    def streams(self) -> int:
+        """Histories to keep: one for the prompt, and one for the negative when guidance needs it."""
+        alone = self.cfg == 1.0 and not self.model_options.get("disable_cfg1_optimization", False)
+        return 1 if alone else 2
+
+    def predict_noise(
+        self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
+    ) -> Tensor:
+        """Clean prediction for the chunk `x` `[1, C, T, H, W]` under the current shot's prompt."""
+        out: Tensor = comfy.samplers.sampling_function(
+            self.inner_model,
+            x,
+            timestep,
+            self.conds[NEGATIVE],
+            self.conds[_key(self.shot)],
+            self.cfg,
+            model_options=model_options or {},
+            seed=seed,
+        )
+        return out
+
+    def commit(self, x: Tensor, model_options: dict[str, Any]) -> None:
+        """Run the clean chunk `x` at t = 0 for every stream, past whatever changes guidance."""
+        negative = self.conds[NEGATIVE] if self.streams == 2 else None
+        conds = [self.conds[_key(self.shot)], negative]
+        comfy.samplers.calc_cond_batch(self.inner_model, conds, x, x.new_zeros(x.shape[0]), model_options)
+
+
+def _key(shot: int) -> str:
+    return f"shot {shot}"

@@ -1,0 +1,7 @@
+"""Names under which LongReel keeps things in the host's option dictionaries."""
+
+from __future__ import annotations
+
+PACK = "longreel"
+SETTINGS = "longreel_settings"
+SESSION = "longreel_session"

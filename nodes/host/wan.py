@@ -1,0 +1,157 @@
+"""Wan text-to-video models, plain and causal: self-attention that reads and writes memory.
+
+Each layer's `self_attn.forward` is replaced by an object patch. It sees the hidden state and un-rotated q and k, and
+cannot confuse self- with cross-attention. Space is turned by the host's own rotary table, time by ours, in float32:
+the host builds positions in the model's dtype and rounds them past frame 256 (design decision 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ldm.wan.ar_model
+import comfy.ldm.wan.model
+import comfy.model_base
+import torch
+from comfy.ldm.flux.math import apply_rope1
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...kernels.page_copy import time_rotation
+from ...memory.config import KVSpec, page_tokens_for
+from ...memory.session import LayerCall, Phase, Rope, RunSession
+from .keys import SESSION
+
+SUPPORTED_MODELS = (comfy.model_base.WAN21, comfy.model_base.WAN21_CausalAR, comfy.model_base.WAN22)
+SUPPORTED_NETWORKS = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
+SPATIAL_PATCH = 2
+
+
+class WanAttention:
+    """Stands in for one layer's `self_attn.forward`; without a run it is the original."""
+
+    def __init__(self, layer: int, module: torch.nn.Module, original: Callable[..., Tensor], theta: float) -> None:
+        self.layer, self.module, self.original, self.theta = layer, module, original, theta
+
+    def __call__(
+        self, x: Tensor, freqs: Tensor, kv_cache: Any = None, transformer_options: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Self-attention output `[B, L, C]` of hidden state `x` `[B, L, C]`; `freqs` is `[1, L, 1, D / 2, 2, 2]`."""
+        options = {} if transformer_options is None else transformer_options
+        session: RunSession | None = options.get(SESSION)
+        if kv_cache is not None:
+            return self.original(x, freqs, kv_cache=kv_cache, transformer_options=options)
+        if session is None or session.idle:
+            return self.original(x, freqs, transformer_options=options)
+        return self._attend(x, freqs, session, options)
+
+    def _attend(self, x: Tensor, freqs: Tensor, session: RunSession, options: dict[str, Any]) -> Tensor:
+        module: Any = self.module
+        heads, head_dim = module.num_heads, module.head_dim
+        shape = (*x.shape[:2], heads, head_dim)
+        rope = chunk_rope(session, freqs, head_dim, self.theta)
+        q = apply_rope1(module.norm_q(module.q(x)).view(shape), rope.absolute)  # [B, L, H, D]
+        k_plain = module.norm_k(module.k(x)).view(shape)  # [B, L, H, D]
+        k = apply_rope1(k_plain, rope.absolute)
+        k_timeless = apply_rope1(k_plain, rope.timeless) if session.phase is Phase.COMMIT else None
+
+        def host_attention(q_row: Tensor, k_row: Tensor, v_row: Tensor) -> Tensor:
+            flat = [t.flatten(2) for t in (q_row, k_row, v_row)]
+            out: Tensor = optimized_attention(*flat, heads=heads, transformer_options=options)
+            return out
+
+        streams = _streams(options, x.shape[0])
+        call = LayerCall(self.layer, streams, q, k, module.v(x).view(shape), k_timeless, host_attention)
+        out = session.attend(call)
+        if isinstance(module, comfy.ldm.wan.model.WanSelfAttention):
+            for patch in options.get("patches", {}).get("attn1_patch", ()):
+                out = patch({"x": out, "q": q, "k": k, "transformer_options": options})
+        projected: Tensor = module.o(out)
+        return projected
+
+
+def chunk_rope(session: RunSession, freqs: Tensor, head_dim: int, theta: float) -> Rope:
+    """Rotary tables of the session's chunk, made once for all layers that are handed the same `freqs`."""
+    if session.rope is not None and session.rope.source is freqs:
+        return session.rope
+    times = session.memory.current_times
+    tokens = len(times) * session.memory.spec.frame_tokens
+    if freqs.shape[1] != tokens:
+        raise ValueError(
+            f"Memory needs a chunk of {tokens} tokens, got {freqs.shape[1]}: reference or context latents cannot be "
+            "combined with memory. Remove the node that adds them to the conditioning."
+        )
+    channels = time_channels(head_dim)
+    pairs = channels // 2
+    rotation = time_rotation(times, channels, theta, freqs.device)  # [T, pairs, 2, 2]
+    absolute = freqs.clone().unflatten(1, (len(times), -1))  # [1, T, L / T, 1, D / 2, 2, 2]
+    absolute[..., :pairs, :, :] = rotation[None, :, None, None].to(freqs.dtype)
+    timeless = freqs.clone()
+    timeless[..., :pairs, :, :] = torch.eye(2, dtype=freqs.dtype, device=freqs.device)
+    session.rope = Rope(freqs, absolute.flatten(1, 2), timeless)
+    return session.rope
+
+
+def time_channels(head_dim: int) -> int:
+    """Channels of a head that Wan's rotary embedding gives to time: 44 of 128."""
+    return head_dim - 4 * (head_dim // 6)
+
+
+def _streams(options: dict[str, Any], batch: int) -> tuple[int, ...]:
+    roles = tuple(options.get("cond_or_uncond", (0,)))
+    if len(roles) != batch:
+        raise ValueError(f"Memory needs one film at a time, got a batch of {batch} for {len(roles)} conditionings.")
+    return roles
+
+
+class WanAdapter:
+    """Wan 2.1 text-to-video (plain and causal) and Wan 2.2 5B."""
+
+    name = "Wan text-to-video"
+
+    def refusal(self, model: ModelPatcher) -> str | None:
+        """Why this is not a Wan text-to-video model that memory was tested with, or None."""
+        network = model.get_model_object("diffusion_model")
+        if type(network) not in SUPPORTED_NETWORKS or type(model.model) not in SUPPORTED_MODELS:
+            return f"got {type(model.model).__name__} with {type(network).__name__}, which is not one of its models."
+        if network.model_type != "t2v" or network.in_dim != network.out_dim:
+            return (
+                f"got an image-to-video or control checkpoint (type {network.model_type}, {network.in_dim} input "
+                "channels); memory needs a text-to-video one. A start image goes into the Chunked AR Sampler instead."
+            )
+        return None
+
+    def kv_spec(self, model: ModelPatcher, height: int, width: int) -> KVSpec:
+        """Keys and values for latents of this height and width."""
+        network = model.get_model_object("diffusion_model")
+        head_dim = network.dim // network.num_heads
+        tokens = -(-height // SPATIAL_PATCH) * -(-width // SPATIAL_PATCH)
+        return KVSpec(
+            layers=len(network.blocks),
+            heads=network.num_heads,
+            head_dim=head_dim,
+            frame_tokens=tokens,
+            page_tokens=page_tokens_for(tokens),
+            time_channels=time_channels(head_dim),
+            theta=float(network.rope_embedder.theta),
+            dtype=model.model.get_dtype_inference(),
+            device=model.load_device,
+        )
+
+    def attach(self, model: ModelPatcher) -> None:
+        """Patch every layer of this clone; ValueError when another pack holds a layer's attention."""
+        network = model.get_model_object("diffusion_model")
+        for layer in range(len(network.blocks)):
+            key = f"diffusion_model.blocks.{layer}.self_attn.forward"
+            held = model.object_patches.get(key)
+            if held is not None and not isinstance(held, WanAttention):
+                raise ValueError(
+                    f"Memory needs the attention slot {key}, but another node already holds it ({held!r:.80}). Remove "
+                    "that node from the model's wire, or render without Sparse KV Memory."
+                )
+            module = network.blocks[layer].self_attn
+            original = type(module).forward.__get__(module)
+            theta = float(network.rope_embedder.theta)
+            model.add_object_patch(key, WanAttention(layer, module, original, theta))

@@ -1,0 +1,16 @@
+"""Every tolerance of the tests, with its reason. Errors are max |a - b| / max |b| unless a name says otherwise."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+# One forward in float32: the same products in another order of summation.
+FORWARD_ERROR = 1e-5
+# A rollout feeds each chunk's rounding into the next ones.
+ROLLOUT_ERROR = 1e-4
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """Largest difference as a share of the largest value of `b`, in float64."""
+    a, b = a.double(), b.double()
+    return float((a - b).abs().max() / b.abs().max())
