@@ -8,6 +8,8 @@ from torch import Tensor
 FORWARD_ERROR = 1e-5
 # A rollout feeds each chunk's rounding into the next ones.
 ROLLOUT_ERROR = 1e-4
+# Guidance of 5 multiplies the rounding between the two histories by 5, through every chunk.
+GUIDANCE_ERROR = 1e-3
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

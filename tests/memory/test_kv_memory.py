@@ -1,0 +1,163 @@
+"""Laws of the memory itself, without a model: what is read is what was written, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numerics import FORWARD_ERROR, relative_error
+from torch import Tensor
+
+from longreel.kernels.page_copy import time_rotation
+from longreel.memory.config import KVSpec, MemoryConfig
+from longreel.memory.kv_memory import KVMemory
+from longreel.memory.positions import PositionPolicy
+
+TOKENS, HEADS, HEAD_DIM, TIME_CHANNELS, THETA = 10, 2, 12, 4, 10_000.0
+FULL = MemoryConfig(window_frames=None, sink_frames=0)
+
+
+def spec(layers: int = 2) -> KVSpec:
+    return KVSpec(layers, HEADS, HEAD_DIM, TOKENS, 4, TIME_CHANNELS, THETA, torch.float32, torch.device("cpu"))
+
+
+@contextmanager
+def nan_memory() -> Iterator[None]:
+    """Every byte that was not written reads as NaN."""
+    empty = torch.empty
+    torch.empty = lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan"))
+    try:
+        yield
+    finally:
+        torch.empty = empty
+
+
+def make_memory(config: MemoryConfig, chunk_frames: int, film_frames: int, streams: int = 1) -> KVMemory:
+    memory = KVMemory(spec(), config, streams, chunk_frames, film_frames)
+    with nan_memory():
+        memory.allocate()
+    return memory
+
+
+def keys(frame: int, stream: int = 0, layer: int = 0) -> Tensor:
+    """The keys of a frame, free of time `[L, H, D]`; its values are the same plus 1."""
+    generator = torch.Generator().manual_seed(1000 * frame + 10 * stream + layer)
+    return torch.randn(TOKENS, HEADS, HEAD_DIM, generator=generator)
+
+
+def turned(k: Tensor, time: float) -> Tensor:
+    """Keys at a time, by complex multiplication: the definition, written another way than the code."""
+    pairs = torch.view_as_complex(k[..., :TIME_CHANNELS].double().unflatten(-1, (-1, 2)).contiguous())
+    frequency = THETA ** (-torch.arange(TIME_CHANNELS // 2, dtype=torch.float64) * 2 / TIME_CHANNELS)
+    spun = torch.view_as_real(pairs * torch.exp(1j * time * frequency)).flatten(-2)
+    return torch.cat([spun.to(k.dtype), k[..., TIME_CHANNELS:]], dim=-1)
+
+
+def commit(memory: KVMemory, frames: range) -> None:
+    memory.begin(frames)
+    memory.reserve(frames)
+    for stream in range(memory.streams):
+        for layer in range(memory.spec.layers):
+            k = torch.cat([keys(frame, stream, layer) for frame in frames])
+            memory.write(layer, stream, k, k + 1)
+    memory.publish()
+
+
+def read(memory: KVMemory, frames: range, stream: int = 0, layer: int = 0) -> tuple[Tensor, Tensor]:
+    current = torch.cat([keys(frame) for frame in frames])
+    k, v = memory.read(layer, stream, current, current)
+    return k[0], v[0]
+
+
+@given(st.integers(1, 4), st.integers(1, 14), st.sampled_from(PositionPolicy))
+def test_everything_committed_is_read_once_at_its_time(chunk: int, film: int, policy: PositionPolicy) -> None:
+    config = MemoryConfig(window_frames=None, sink_frames=0, positions=policy, trained_frames=6)
+    memory = make_memory(config, chunk, film)
+    for start in range(0, film, chunk):
+        frames = range(start, min(start + chunk, film))
+        memory.begin(frames)
+        k, v = read(memory, frames)
+        assert k.shape[0] == (start + len(frames)) * TOKENS
+        assert not k.isnan().any()
+        assert not v.isnan().any()
+        expected = torch.cat([turned(keys(p.frame), p.time) for p in memory._places if p is not None] or [k[:0]])
+        if start:
+            assert relative_error(k[: start * TOKENS], expected) < FORWARD_ERROR
+        assert memory.read_frames == tuple(range(start))
+        commit(memory, frames)
+        memory.table.check()
+
+
+@given(st.integers(1, 4), st.integers(0, 4), st.integers(0, 6), st.integers(1, 9))
+def test_sink_and_window_are_read_and_nothing_else(chunk: int, sink: int, extra: int, chunks: int) -> None:
+    config = MemoryConfig(window_frames=chunk + extra, sink_frames=sink)
+    memory = make_memory(config, chunk, chunk * chunks)
+    for index in range(chunks):
+        frames = range(index * chunk, (index + 1) * chunk)
+        commit(memory, frames)
+        memory.begin(range(frames.stop, frames.stop + chunk))
+        older = range(frames.stop)
+        assert memory.read_frames == tuple(f for f in older if f < sink or f >= frames.stop - extra)
+
+
+def test_the_bytes_of_sink_and_window_do_not_grow_with_the_film() -> None:
+    config = MemoryConfig(window_frames=9, sink_frames=3)
+    lengths = (81, 241, 2401, 14_400)
+    assert len({KVMemory(spec(), config, 1, 3, frames).peak_bytes for frames in lengths}) == 1
+
+
+def test_the_announced_bytes_are_the_bytes_that_are_taken() -> None:
+    memory = make_memory(MemoryConfig(window_frames=6, sink_frames=2), 3, 40, streams=2)
+    assert memory._pool is not None
+    assert memory._working is not None
+    tensors = (*memory._pool, *memory._working)
+    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == memory.peak_bytes
+
+
+def test_each_stream_reads_its_own_history() -> None:
+    memory = make_memory(FULL, 2, 8, streams=2)
+    commit(memory, range(2))
+    memory.begin(range(2, 4))
+    cond, _ = read(memory, range(2, 4), stream=0)
+    uncond, _ = read(memory, range(2, 4), stream=1)
+    assert relative_error(cond[:TOKENS], turned(keys(0, stream=0), 0)) < FORWARD_ERROR
+    assert relative_error(uncond[:TOKENS], turned(keys(0, stream=1), 0)) < FORWARD_ERROR
+
+
+def test_what_is_being_committed_is_not_read_by_the_same_chunk() -> None:
+    memory = make_memory(MemoryConfig(window_frames=4, sink_frames=0), 2, 20)
+    for start in range(0, 8, 2):
+        commit(memory, range(start, start + 2))
+    memory.begin(range(8, 10))
+    before = read(memory, range(8, 10))[0].clone()
+    memory.reserve(range(8, 10))
+    memory.write(0, 0, torch.full((2 * TOKENS, HEADS, HEAD_DIM), 7.0), torch.full((2 * TOKENS, HEADS, HEAD_DIM), 7.0))
+    assert torch.equal(read(memory, range(8, 10))[0], before)
+
+
+def test_a_commit_that_failed_leaves_memory_as_it_was() -> None:
+    memory = make_memory(FULL, 2, 8)
+    commit(memory, range(2))
+    memory.reserve(range(2, 4))
+    memory.abandon()
+    memory.table.check()
+    assert memory.table.frames == (0, 1)
+    commit(memory, range(2, 4))
+    assert memory.table.frames == (0, 1, 2, 3)
+
+
+def test_a_chunk_longer_than_the_window_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match=r"chunk of 5 frames is longer than the window of 4 frames.*Set the window to 5"):
+        KVMemory(spec(), MemoryConfig(window_frames=4), 1, 5, 20)
+
+
+@pytest.mark.parametrize("time", [0.0, 257.0, 1000.0, 7200.0, 100_000.0])
+def test_a_time_rotation_is_right_for_films_of_any_length(time: float) -> None:
+    rotation = time_rotation([time], 44, THETA, torch.device("cpu"))[0].double()  # [22, 2, 2]
+    angle = time * THETA ** (-torch.arange(22, dtype=torch.float64) / 22)
+    expected = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
+    assert relative_error(rotation, expected) < FORWARD_ERROR
