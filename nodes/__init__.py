@@ -1,0 +1,28 @@
+"""The nodes, and everything else that knows ComfyUI. Importing this imports no host: `node_classes` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from comfy_api.latest import ComfyExtension, io
+
+
+def node_classes() -> list[type[io.ComfyNode]]:
+    """All nodes of the pack, in the order of the menu."""
+    from .sparse_kv_memory import SparseKVMemory
+    from .storyboard import StoryboardNode
+    from .tiny_storyboard_model import TinyStoryboardModel
+
+    return [StoryboardNode, SparseKVMemory, TinyStoryboardModel]
+
+
+def extension() -> ComfyExtension:
+    """The pack as ComfyUI's loader wants it."""
+    from comfy_api.latest import ComfyExtension
+
+    class LongReelExtension(ComfyExtension):
+        async def get_node_list(self) -> list[type[io.ComfyNode]]:
+            return node_classes()
+
+    return LongReelExtension()

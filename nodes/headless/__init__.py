@@ -1,0 +1,1 @@
+"""LongReel outside a running ComfyUI: finding and booting a host, and the `longreel` command."""

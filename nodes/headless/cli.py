@@ -1,0 +1,30 @@
+"""The `longreel` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import show_host
+from .embedded import HostError
+
+COMMANDS = (show_host,)
+"""One module a command: its name is NAME, and it has `add_arguments(parser)` and `run(args) -> int`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the number is the process's exit code."""
+    parser = argparse.ArgumentParser(prog="longreel", description="Films from storyboards, without a browser.")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        summary = (command.__doc__ or "").strip().splitlines()[0]
+        subparser = subparsers.add_parser(command.NAME, help=summary, description=summary)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except HostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
