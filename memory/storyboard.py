@@ -7,7 +7,8 @@ How a storyboard is written as text stands in `storyboard_parser.py`. The JSON f
      "characters": [{"name": "anna", "description": "a girl in a red coat"}],
      "shots": [{"text": "@anna walks home", "seconds": 5.0, "seed": null, "transition": "keep"}]}
 
-Two shorter forms are read as well: a list of prompts or shots, and MemFlow's `{"prompts": [...]}` (10 s a prompt).
+A `plan` beside them, as the Storyboard node writes it, is not read: it follows from the rest. Two shorter forms are
+read as well: a list of prompts or shots (5 s each by default), and MemFlow's `{"prompts": [...]}` (10 s a prompt).
 What a prompt is made of stands in `characters.py`.
 """
 
@@ -220,7 +221,7 @@ def _from_data(data: object) -> Storyboard:
     version = data.get("longreel_storyboard")
     if version != JSON_VERSION or isinstance(version, bool):
         raise json_error("longreel_storyboard", f"version {JSON_VERSION}", _shown(version))
-    _check_keys(data, "JSON", {"longreel_storyboard", "style", "characters", "shots"})
+    _check_keys(data, "JSON", {"longreel_storyboard", "style", "characters", "shots", "plan"})
     style = one_line(_string(data.get("style", ""), "style", "the style as text"))
     return _from_parts(data.get("shots"), "shots", DEFAULT_SHOT_SECONDS, data.get("characters", []), style)
 

@@ -275,6 +275,11 @@ def test_a_json_list_holds_prompts_and_shots() -> None:
     )
 
 
+def test_a_plan_beside_the_storyboard_is_not_read() -> None:
+    film = parse_storyboard(ANNA + "[5s] @anna walks")
+    assert read_storyboard(json.dumps({**json.loads(film.to_json()), "plan": {"fps": 16}})) == film
+
+
 words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).map(one_line).filter(bool)
 plain_words = words.filter(lambda text: not find_mentions(text))
 seconds = st.integers(1, 10_000_000).map(lambda n: n / 1000)
