@@ -69,6 +69,7 @@ class FilmSampler(comfy.samplers.Sampler):  # type: ignore[misc]
         """Run the film; the result `[1, C, T, H, W]` is its last chunk, each chunk went through `finished`."""
         options = extra_args["model_options"]
         session: RunSession = options["transformer_options"][SESSION]
+        guider.chunk_shape = tuple(noise.shape)
         steps = ChunkSteps(self, guider, sigmas, extra_args, callback, noise)
         rollout = Rollout(session, steps.denoise, steps.commit, lambda index: steps.to_device(self.load(index)))
         start = None

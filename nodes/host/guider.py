@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import comfy.sampler_helpers
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+
+from ...memory.session import RunSession
+from .keys import SESSION
 
 NEGATIVE = "negative"
 
@@ -19,6 +23,7 @@ class FilmGuider(comfy.samplers.CFGGuider):  # type: ignore[misc]
         super().__init__(model)
         self.set_cfg(cfg)
         self.shot = 0
+        self.chunk_shape: tuple[int, ...] = ()
         self.inner_set_conds({**{_key(index): shot for index, shot in enumerate(shots)}, NEGATIVE: negative})
 
     @property
@@ -42,6 +47,17 @@ class FilmGuider(comfy.samplers.CFGGuider):  # type: ignore[misc]
             seed=seed,
         )
         return out
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes of the memory of the run."""
+        session: RunSession = self.model_options["transformer_options"][SESSION]
+        return session.memory.peak_bytes
+
+    def reload(self) -> None:
+        """Bring the model back onto its device, patched as before, after another model may have pushed it off."""
+        options = self.model_options
+        comfy.sampler_helpers.prepare_sampling(self.model_patcher, self.chunk_shape, self.conds, options)
 
     def commit(self, x: Tensor, model_options: dict[str, Any]) -> None:
         """Run the clean chunk `x` at t = 0 for every stream, past whatever changes guidance."""
