@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
 from longreel.nodes.headless.boot import Host, boot_host
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=200)

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .embedded import HostError, ensure_host
+from .embedded import HostError, cache_folder, ensure_host
 from .stand_ins import install_stand_ins, unusable_packages
 
 DEVICES = ("auto", "cpu", "gpu")
@@ -46,6 +46,14 @@ def pack_folder() -> Path:
     return Path(__file__).absolute().parents[2]
 
 
+def find_pack(host: Path) -> Path | None:
+    """The folder of a LongReel that is installed in a ComfyUI, this one or another copy."""
+    for project in sorted(host.glob("custom_nodes/*/pyproject.toml")):
+        if re.search(r'^name\s*=\s*"longreel"', project.read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
+            return project.parent
+    return None
+
+
 def find_host() -> Host:
     """The ComfyUI to use: COMFYUI_PATH, else the one this pack is installed in, else the cached copy.
 
@@ -60,8 +68,8 @@ def find_host() -> Host:
             )
         return Host(path, read_version(path), "COMFYUI_PATH names it", embedded=False)
     for pack in (pack_folder(), pack_folder().resolve()):
-        if pack.parent.name == "custom_nodes" and not missing_host_files(pack.parents[1]):
-            path = pack.parents[1]
+        path = pack.parents[1]
+        if pack.parent.name == "custom_nodes" and not missing_host_files(path):
             return Host(path, read_version(path), "this pack is installed in it", embedded=False)
     path = ensure_host()
     return Host(path, read_version(path), "no ComfyUI was named, so LongReel uses its own copy", embedded=True)
@@ -100,12 +108,13 @@ def start(host: Host, device: str, output: Path | None, base: Path | None) -> No
     if base is None and host.embedded:
         base = embedded_base()
     if base is not None:
-        base.mkdir(parents=True, exist_ok=True)
+        (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
         args.base_directory = str(base.absolute())
-        args.database_url = "sqlite:///:memory:"
     args.cpu = use_cpu(device)
     temporary = tempfile.mkdtemp(prefix="longreel-")
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    # Nobody opens a browser on this process: without this, ComfyUI's server object insists on a front end.
+    args.front_end_root = temporary
 
     import folder_paths
 
@@ -118,8 +127,6 @@ def start(host: Host, device: str, output: Path | None, base: Path | None) -> No
 
 def embedded_base() -> Path:
     """The base directory of LongReel's own copy of ComfyUI: its models, input and user folders."""
-    from .embedded import cache_folder
-
     return cache_folder() / "base"
 
 

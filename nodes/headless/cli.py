@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import show_host
+from . import render, serve, show_host
 from .embedded import HostError
+from .workflow import WorkflowError
 
-COMMANDS = (show_host,)
+COMMANDS = (show_host, serve, render)
 """One module a command: its name is NAME, and it has `add_arguments(parser)` and `run(args) -> int`."""
 
 
@@ -25,6 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
-    except HostError as error:
+    except (HostError, WorkflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
-OPTIONAL_PACKAGES = ("torchvision", "torchaudio")
+# spandrel, the upscalers, is of no use without torchvision.
+OPTIONAL_PACKAGES = ("torchvision", "torchaudio", "spandrel")
 
 
 class Absent:
@@ -25,7 +26,7 @@ class Absent:
         """Say which package is missing."""
         raise ModuleNotFoundError(
             f"This node needs {cls.__module__}.{cls.__name__}, and {cls.__module__.partition('.')[0]} is not usable in "
-            f"this environment. Install the {cls.__module__.partition('.')[0]} that belongs to your torch."
+            f"this environment. Install the one that belongs to your torch."
         )
 
 
