@@ -53,7 +53,7 @@ class Rendered:
     """Node id -> what the node showed in the browser."""
 
 
-class QuietServer(server.PromptServer):  # type: ignore[misc]
+class QuietServer(server.PromptServer):
     """The host's server object without a socket: nodes find it, and its messages go to a report."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, report: Report) -> None:

@@ -75,7 +75,8 @@ def server_arguments(host: Host, args: argparse.Namespace, scratch: Path) -> lis
         arguments.append("--cpu")
     if find_pack(base or host.path) is None:
         arguments += ["--extra-model-paths-config", str(link_pack(scratch))]
-    return arguments + args.comfy
+    arguments += args.comfy
+    return arguments
 
 
 def link_pack(scratch: Path) -> Path:
