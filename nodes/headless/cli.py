@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import render, serve, show_host
+from . import bench, demo, render, serve, show_host
 from .embedded import HostError
 from .workflow import WorkflowError
 
-COMMANDS = (show_host, serve, render)
+COMMANDS = (show_host, serve, render, demo, bench)
 """One module a command: its name is NAME, and it has `add_arguments(parser)` and `run(args) -> int`."""
 
 
