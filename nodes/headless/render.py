@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -80,9 +79,6 @@ def set_logging(verbose: bool) -> None:
     """Everything ComfyUI logs, or nothing: errors are reported by the command itself."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.disable(logging.NOTSET if verbose else logging.CRITICAL)
-    if not verbose:
-        # The host's own step bars would break our line. They read this when they are first imported.
-        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 class ProgressLine:

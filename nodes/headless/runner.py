@@ -74,6 +74,7 @@ class Runner:
         self.loop = asyncio.new_event_loop()
         self.server = QuietServer(self.loop, lambda event, data: self.report(event, data))
         self.loop.run_until_complete(load_nodes())
+        comfy.utils.set_progress_bar_enabled(False)  # the samplers' own bars on stderr, not the events
         comfy.utils.set_progress_bar_global_hook(show_progress)
         self.executor = execution.PromptExecutor(
             self.server, cache_type=execution.CacheType.RAM_PRESSURE, cache_args=CACHE_ARGUMENTS
