@@ -39,7 +39,7 @@ class ChunkedARSampler(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="A Wan text-to-video model, best a causal few-step checkpoint."),
-                StoryboardSocket.Input("storyboard"),
+                StoryboardSocket.Input("storyboard", tooltip="The film in words, from the Storyboard node."),
                 io.Sigmas.Input(
                     "sigmas", tooltip="Noise levels, from Basic Scheduler. 4 steps of 'simple' for causal checkpoints."
                 ),

@@ -1,0 +1,192 @@
+"""The shipped workflows: complete, tidy, convertible, and valid in the real host."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import execution
+import folder_paths
+import pytest
+from PIL import Image
+from shipped import API_FOLDER, TINY, WORKFLOWS, check_written, read_json
+
+from longreel.memory.storyboard_parser import read_storyboard
+from longreel.nodes.headless.workflow import Prompt, to_prompt
+
+if TYPE_CHECKING:
+    from longreel.nodes.headless.runner import Runner
+
+TITLE_HEIGHT = 30
+FILE_KEYS = {
+    "id", "revision", "last_node_id", "last_link_id", "nodes", "links", "groups", "config", "extra", "version",
+}  # fmt: skip
+NODE_KEYS = {
+    "id", "type", "title", "pos", "size", "flags", "order", "mode", "inputs", "outputs", "properties", "widgets_values",
+    "color", "bgcolor",
+}  # fmt: skip
+PROPERTY_KEYS = {"cnr_id", "ver", "Node name for S&R", "models"}
+MODEL_LINK = re.compile(r"https://huggingface\.co/[^?#]+\.safetensors")
+every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def object_info(runner: Runner) -> dict[str, Any]:
+    """What the host says of its nodes when the files that the workflows name are in its folders."""
+    for path in WORKFLOWS:
+        for model in linked_models(read_json(path)):
+            placeholder = Path(folder_paths.get_folder_paths(model["directory"])[0], model["name"])
+            placeholder.parent.mkdir(parents=True, exist_ok=True)
+            placeholder.touch()
+    pictures = Path(folder_paths.get_input_directory())
+    pictures.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 48)).save(pictures / "example.png")
+    folder_paths.filename_list_cache.clear()
+    return runner.object_info()
+
+
+def linked_models(workflow: dict[str, Any]) -> list[dict[str, str]]:
+    return [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+
+
+def text_of(workflow: dict[str, Any]) -> str:
+    board = next(node for node in workflow["nodes"] if node["type"] == "LongReelStoryboard")
+    return str(board["widgets_values"][0])
+
+
+def box(node: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a node with its title."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE_HEIGHT, x + width, y + height
+
+
+def apart(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_there_are_three_workflows() -> None:
+    assert [path.stem for path in WORKFLOWS] == [
+        "Long storyboard - Wan 2.1 1.3B causal - 60 s",
+        "Storyboard from a start image - Wan 2.1 1.3B causal",
+        "Tiny demo storyboard",
+    ]
+
+
+@every_workflow
+def test_the_browser_form_converts_to_the_stored_api_form(path: Path, object_info: dict[str, Any]) -> None:
+    check_written(API_FOLDER / path.name, to_prompt(read_json(path), object_info))
+
+
+@every_workflow
+def test_the_host_accepts_the_stored_api_form(path: Path, object_info: dict[str, Any]) -> None:
+    prompt: Prompt = read_json(API_FOLDER / path.name)
+    valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt("shipped", prompt, None))
+    assert (valid, error, node_errors) == (True, None, {})
+    assert [prompt[node]["class_type"] for node in outputs] == ["LongReelChunkedARSampler"]
+
+
+@every_workflow
+def test_links_agree_with_the_nodes_at_both_ends(path: Path, object_info: dict[str, Any]) -> None:
+    workflow = read_json(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    ends = set()
+    for link, source, output, target, slot, kind in workflow["links"]:
+        given, taken = nodes[source]["outputs"][output], nodes[target]["inputs"][slot]
+        assert given["type"] == taken["type"] == kind
+        assert link in given["links"]
+        assert link == taken["link"]
+        ends.add(link)
+    stated = {slot["link"] for node in nodes.values() for slot in node["inputs"]} - {None}
+    assert stated == ends
+    assert workflow["last_link_id"] == max(ends)
+    assert workflow["last_node_id"] == max(nodes)
+
+
+@every_workflow
+def test_every_socket_and_widget_of_the_host_is_there_in_its_order(path: Path, object_info: dict[str, Any]) -> None:
+    for node in read_json(path)["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        known = object_info[node["type"]]
+        named = [name for section in ("required", "optional") for name in known["input"].get(section, {})]
+        assert [slot["name"] for slot in node["inputs"]] == named
+        assert [slot["type"] for slot in node["outputs"]] == known["output"]
+
+
+@every_workflow
+def test_there_are_no_stray_keys_and_no_paths_of_a_machine(path: Path) -> None:
+    workflow = read_json(path)
+    assert set(workflow) == FILE_KEYS
+    assert workflow["version"] == 0.4
+    assert workflow["extra"] == {}
+    for node in workflow["nodes"]:
+        assert set(node) <= NODE_KEYS
+        assert set(node["properties"]) <= PROPERTY_KEYS
+        ours = node["type"].startswith("LongReel")
+        assert node["properties"]["cnr_id"] == ("longreel" if ours else "comfy-core")
+        assert node["properties"]["ver"]
+    assert not re.search(r"(^|[\s\"'(])(/[a-z]+/|[A-Za-z]:\\|~/)", path.read_text(encoding="utf-8"))
+
+
+@every_workflow
+def test_nodes_and_groups_lie_apart_and_read_from_left_to_right(path: Path) -> None:
+    workflow = read_json(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for a, b in itertools.combinations(nodes.values(), 2):
+        assert apart(box(a), box(b)), f"{a['type']} lies on {b['type']}"
+    groups = [(x, y, x + width, y + height) for x, y, width, height in (g["bounding"] for g in workflow["groups"])]
+    for first, second in itertools.combinations(groups, 2):
+        assert apart(first, second)
+    for node in nodes.values():
+        left, top, right, bottom = box(node)
+        around = [g for g in groups if g[0] <= left and g[1] <= top and right <= g[2] and bottom <= g[3]]
+        touched = [g for g in groups if not apart(box(node), g)]
+        assert touched == around, f"{node['type']} sticks out of its group"
+        assert len(around) == (0 if not around else 1)
+    for _, source, _, target, _, _ in workflow["links"]:
+        assert nodes[source]["pos"][0] <= nodes[target]["pos"][0]
+
+
+@every_workflow
+def test_loaders_link_the_models_that_they_name(path: Path) -> None:
+    for node in read_json(path)["nodes"]:
+        if not node["type"].endswith("Loader"):
+            continue
+        (model,) = node["properties"]["models"]
+        assert node["widgets_values"][0] == model["name"]
+        assert MODEL_LINK.fullmatch(model["url"])
+        assert model["url"].endswith("/" + model["name"])
+        assert model["directory"] in folder_paths.folder_names_and_paths
+
+
+@every_workflow
+def test_notes_tell_an_artist_what_to_change(path: Path) -> None:
+    notes = [node["widgets_values"][0] for node in read_json(path)["nodes"] if node["type"] == "MarkdownNote"]
+    assert len(notes) >= 2
+    text = "\n".join(notes)
+    assert "change" in text
+    assert "seed" in text
+    for model in linked_models(read_json(path)):
+        assert f"[{model['name']}]({model['url']})" in text
+
+
+def test_the_tiny_storyboard_has_six_shots_and_a_character_who_comes_back() -> None:
+    board = read_storyboard(text_of(read_json(TINY)))
+    assert len(board.shots) == 6
+    assert sum(shot.seconds for shot in board.shots) >= 20
+    names = [shot.prompt.split()[0] for shot in board.shots]
+    assert names[0] in names[2:]
+    assert names[0] != names[1]
+
+
+def test_the_long_storyboard_is_a_minute_with_returning_characters() -> None:
+    path = next(path for path in WORKFLOWS if path.stem.endswith("60 s"))
+    board = read_storyboard(text_of(read_json(path)))
+    assert sum(shot.seconds for shot in board.shots) == 60
+    for character in board.characters:
+        seen = [index for index, shot in enumerate(board.shots) if character.name in shot.characters]
+        assert len(seen) >= 3
+        assert any(later - earlier > 1 for earlier, later in itertools.pairwise(seen))
