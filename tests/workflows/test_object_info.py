@@ -69,5 +69,3 @@ def test_every_setting_and_output_has_a_tooltip(runner: Runner) -> None:
         for section in ("required", "optional"):
             for input_name, (_, *details) in node["input"].get(section, {}).items():
                 assert details[0].get("tooltip"), f"{name}.{input_name} has no tooltip"
-
-
