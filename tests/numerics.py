@@ -10,10 +10,32 @@ FORWARD_ERROR = 1e-5
 ROLLOUT_ERROR = 1e-4
 # Guidance of 5 multiplies the rounding between the two histories by 5, through every chunk.
 GUIDANCE_ERROR = 1e-3
+# Weights rounded once (half a unit in the last place: fp16 2^-12, bf16 2^-9, fp8 e4m3 2^-4), in a film of two chunks
+# whose layers add up many of them with either sign; the errors are of the film's largest value.
+FP16_WEIGHT_ERROR = 1e-3
+BF16_WEIGHT_ERROR = 1e-2
+FP8_WEIGHT_ERROR = 0.1
+# Everything computed in bf16: each product is rounded to 2^-9, through every layer of the film.
+BF16_COMPUTE_ERROR = 3e-2
 # Pictures of 0 to 1, absolute: the same operations in the same groups, so on one machine the bits are equal.
 STREAMED_PICTURE_ERROR = 1e-5
 # Standard deviation below which a decoded picture of random latents counts as flat, so that comparing it proves nothing.
 NOT_FLAT = 0.01
+# The worst round trip of the tiny VAE that still looks like its film (dB); the fit reaches about 33.
+TINY_VAE_DB = 26.0
+# Mean (around 0) and deviation (around 1) of latents on a dozen unseen films: sampling error of so few films.
+LATENT_STATISTICS_ERROR = 0.35
+# The host's encoder against one matrix (dB, latents of +-3): the curvature left in its normalisation and SiLU.
+MATRIX_PROBE_DB = 35.0
+# Weights rounded once (half a unit in the last place: fp16 2^-12, bf16 2^-9, fp8 e4m3 2^-4), in a film of two chunks
+# whose layers add up many of them with either sign; the errors are of the film's largest value.
+FP16_WEIGHT_ERROR = 1e-3
+BF16_WEIGHT_ERROR = 1e-2
+FP8_WEIGHT_ERROR = 0.1
+# Everything computed in bf16: each product is rounded to 2^-9, through every layer of the film.
+BF16_COMPUTE_ERROR = 3e-2
+# Pictures of 0 to 1 drawn alone or among others: vector and scalar instructions round the last bit apart.
+PICTURE_ROUNDING = 1e-5
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

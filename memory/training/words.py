@@ -33,7 +33,8 @@ def _gaussian(key: str) -> Tensor:
 def word_vector(word: str, position: int) -> Tensor:
     """The vector of `word` as the `position`-th of a prompt: `[4096]`, float32, unit variance per number."""
     vector = _gaussian(f"word {word}") + POSITION_SCALE * _gaussian(f"position {position}")
-    return vector / (1.0 + POSITION_SCALE**2) ** 0.5
+    unit: Tensor = vector / (1.0 + POSITION_SCALE**2) ** 0.5
+    return unit
 
 
 def embed_words(words: list[str]) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...memory.training.words import embed_words, split_words
 
-Tokens = dict[str, list[list[tuple[str, float]]]]
+Token = tuple[str, float] | tuple[str, float, int]
+"""A word and its weight, and its number where the host asks for one."""
 
 
 class DemoTokenizer:
@@ -20,11 +21,13 @@ class DemoTokenizer:
     def __init__(self, embedding_directory: object = None, tokenizer_data: object = None) -> None:
         """The host passes where embeddings lie; words need none."""
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: object) -> Tokens:
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, **kwargs: object
+    ) -> dict[str, list[list[Token]]]:
         """One list of (word, weight) under the key "words", with a third word id where the host asks for it."""
         words = split_words(text)
         if return_word_ids:
-            return {"words": [[(word, 1.0, index + 1) for index, word in enumerate(words)]]}  # type: ignore[list-item]
+            return {"words": [[(word, 1.0, index + 1) for index, word in enumerate(words)]]}
         return {"words": [[(word, 1.0) for word in words]]}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -55,7 +58,7 @@ class DemoTextModel(nn.Module):
         """Forget the device of the last run."""
         self.execution_device = None
 
-    def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None]:
+    def encode_token_weights(self, tokens: dict[str, list[list[Token]]]) -> tuple[Tensor, None]:
         """The prompt as `[1, L, 4096]`, float32, L = 1 + words; there is no pooled output."""
         words = [token[0] for token in tokens["words"][0]]
         return embed_words(words).to(self.execution_device or "cpu"), None

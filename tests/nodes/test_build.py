@@ -6,6 +6,7 @@ import comfy.sample
 import nodes as host_nodes
 import pytest
 import torch
+
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_vae, build_tiny_wan, host_modules
 from longreel.nodes.host.demo_text import build_demo_clip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from longreel.nodes.tiny_storyboard_model import TinyStoryboardModel
 
 

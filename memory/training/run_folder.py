@@ -1,0 +1,96 @@
+"""A training run on disk: its checkpoint, its log and its learning curve."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from ..whole_file import explained, whole_file
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+CURVE = "curve.png"
+
+
+def generator_for(seed: int, purpose: str, step: int) -> torch.Generator:
+    """A generator that depends on nothing but its arguments, so a resumed run draws what an unbroken one would."""
+    digest = hashlib.sha256(f"{seed} {purpose} {step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class RunFolder:
+    """Writes whole files only: a run that is stopped or finds the disk full keeps its last checkpoint."""
+
+    def __init__(self, folder: Path, settings: Any) -> None:
+        """Open `folder`, made if missing; a checkpoint of other settings than the dataclass `settings` is refused."""
+        self.folder = folder
+        self.settings = json.loads(json.dumps(asdict(settings)))
+        with explained(f"make the folder {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint by `state`, which carries its `step`."""
+        with whole_file(self.folder / CHECKPOINT) as path:
+            torch.save({**state, "settings": self.settings}, path)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None where there is none."""
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in self.settings.items():
+            if name != "steps" and state["settings"].get(name) != value:
+                raise ValueError(
+                    f"The run in {self.folder} was made with {name}={state['settings'].get(name)}, got {value}. "
+                    f"Give the old value to continue it, or another folder to start anew."
+                )
+        self._drop_log_after(int(state["step"]))
+        return state
+
+    def _drop_log_after(self, step: int) -> None:
+        kept = [row for row in self.rows() if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        with whole_file(self.folder / LOG) as path:
+            path.write_text(text, encoding="utf-8")
+
+    def log(self, row: dict[str, float]) -> None:
+        """Append one line; it must carry `step`."""
+        path = self.folder / LOG
+        with explained(f"write {path}"), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, float]]:
+        """Every line of the log."""
+        path = self.folder / LOG
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def draw_curve(self, value: str, size: tuple[int, int] = (800, 400)) -> None:
+        """Draw `value` of the log over steps into a PNG, with its range written beside it."""
+        points = [(row["step"], row[value]) for row in self.rows() if value in row]
+        if len(points) < 2:
+            return
+        width, height = size
+        low, high = min(y for _, y in points), max(y for _, y in points)
+        last, margin = points[-1][0], 30
+        picture = Image.new("RGB", size, "white")
+        pen = ImageDraw.Draw(picture)
+        line = [
+            (
+                margin + (width - 2 * margin) * step / max(1, last),
+                height - margin - (height - 2 * margin) * (y - low) / max(1e-9, high - low),
+            )
+            for step, y in points
+        ]
+        pen.line(line, fill=(30, 90, 180), width=2)
+        pen.text((margin, 8), f"{value}: {low:.4g} to {high:.4g}, {int(last)} steps", fill="black")
+        with whole_file(self.folder / CURVE) as path:
+            picture.save(path, format="PNG")

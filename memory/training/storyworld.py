@@ -1,0 +1,274 @@
+"""Storyworld: endless labelled cartoon storyboards whose characters leave and come back.
+
+A character's look is random for each film and never in the prompt, so a returning character can only be drawn right
+from what was seen before. Name, place, position and action are in the prompt. Everything follows from a seed.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HEIGHT, WIDTH = 96, 128  # pixels
+FPS = 16
+FRAME_STRIDE = 4
+"""RGB frames of a latent frame, but for the first, which is one picture."""
+BOX_HEIGHT, BOX_WIDTH = 68, 64  # pixels; a character with all of its soft edge, leaning or not
+
+NAMES = (
+    "anna", "ben", "cleo", "dora", "emil", "fina", "gus", "hana", "ivo", "juno", "kai", "lena",
+    "milo", "nora", "otto", "pia", "quin", "rosa", "sam", "tara", "udo", "vera", "wim", "zoe",
+)  # fmt: skip
+POSITIONS = {"left": 32.0, "middle": 64.0, "right": 96.0}
+ACTIONS = ("stands", "walks", "jumps", "waves")
+CAMERAS = {"": 0.0, "pan left": -0.5, "pan right": 0.5}  # pixels a frame
+SHAPES = {"round": 2.0, "square": 5.0, "diamond": 1.2}  # exponent of the superellipse
+PATTERNS = ("halves", "sides", "stripes", "core")
+_GROUND_Y = 54.0
+_HALF_HEIGHT, _HALF_WIDTH = 24.0, 18.0
+_EDGE = 0.24  # of the half size: soft, because a 48x smaller latent cannot hold a hard edge
+_REACH = 48  # pixels to each side of the centre; what lies beyond is below 1e-5
+_STRIPE_PERIOD = 28.0  # pixels
+
+
+class Place(NamedTuple):
+    """A landscape: sky, ground and hill colours, and where the horizon lies (pixels from the top)."""
+
+    sky: tuple[float, float, float]
+    ground: tuple[float, float, float]
+    hill: tuple[float, float, float]
+    horizon: float
+
+
+PLACES = {
+    "forest": Place((0.55, 0.72, 0.60), (0.18, 0.34, 0.16), (0.10, 0.42, 0.20), 44.0),
+    "beach": Place((0.55, 0.80, 0.95), (0.93, 0.84, 0.60), (0.20, 0.50, 0.75), 58.0),
+    "town": Place((0.78, 0.78, 0.82), (0.45, 0.43, 0.45), (0.62, 0.36, 0.30), 52.0),
+    "desert": Place((0.98, 0.80, 0.55), (0.86, 0.60, 0.30), (0.75, 0.45, 0.22), 62.0),
+    "meadow": Place((0.62, 0.82, 0.98), (0.50, 0.75, 0.28), (0.70, 0.82, 0.35), 50.0),
+    "mountain": Place((0.72, 0.80, 0.92), (0.48, 0.50, 0.52), (0.36, 0.40, 0.52), 66.0),
+    "night": Place((0.08, 0.09, 0.24), (0.12, 0.13, 0.22), (0.20, 0.20, 0.38), 56.0),
+    "snow": Place((0.80, 0.87, 0.93), (0.95, 0.96, 0.98), (0.68, 0.76, 0.86), 54.0),
+}
+
+
+class Look(NamedTuple):
+    """How a character looks in one film: two colours, how they share the body, and the outline."""
+
+    first: tuple[float, float, float]
+    second: tuple[float, float, float]
+    pattern: str
+    shape: str
+
+
+class Shot(NamedTuple):
+    """Who does what where, from latent frame `start` for `frames` latent frames."""
+
+    start: int
+    frames: int
+    name: str
+    place: str
+    position: str
+    action: str
+    camera: str
+
+    @property
+    def prompt(self) -> str:
+        """The shot in words; the look is not among them."""
+        camera = f", camera {self.camera}" if self.camera else ""
+        return f"{self.name} {self.action} {self.position} in the {self.place}{camera}"
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """A storyboard with the look of everybody in it."""
+
+    looks: dict[str, Look]
+    shots: tuple[Shot, ...]
+
+    @property
+    def frames(self) -> int:
+        """Length in latent frames."""
+        return self.shots[-1].start + self.shots[-1].frames
+
+
+@dataclass(frozen=True, slots=True)
+class FilmSettings:
+    """What a random film is like: how many chunks of how many latent frames, chunks of a shot at most, characters."""
+
+    chunks: int = 12
+    chunk_frames: int = 1
+    longest_shot: int = 1
+    fewest_characters: int = 4
+    most_characters: int = 6
+
+    def __post_init__(self) -> None:
+        if min(self.chunks, self.chunk_frames, self.longest_shot) < 1:
+            raise ValueError(
+                f"A film needs at least 1 chunk of at least 1 frame in shots of at least 1 chunk, got {self.chunks}, "
+                f"{self.chunk_frames} and {self.longest_shot}. Raise the numbers that are below 1."
+            )
+        if not 1 <= self.fewest_characters <= self.most_characters <= len(NAMES):
+            raise ValueError(
+                f"A film needs 1 to {len(NAMES)} characters, got {self.fewest_characters} to {self.most_characters}. "
+                f"Give fewest_characters <= most_characters in that range."
+            )
+
+
+def first_rgb_frame(frame: int) -> int:
+    """The first RGB frame that latent frame `frame` stands for."""
+    return max(0, frame * FRAME_STRIDE - FRAME_STRIDE + 1)
+
+
+def random_look(rng: random.Random) -> Look:
+    """Two well separated colours, a pattern and an outline."""
+
+    def colour() -> tuple[float, float, float]:
+        return (rng.uniform(0.02, 0.98), rng.uniform(0.02, 0.98), rng.uniform(0.02, 0.98))
+
+    first, second = colour(), colour()
+    while sum(abs(a - b) for a, b in zip(first, second, strict=True)) < 0.9:
+        second = colour()
+    return Look(first, second, rng.choice(PATTERNS), rng.choice(tuple(SHAPES)))
+
+
+def random_shot(rng: random.Random, name: str, start: int, frames: int) -> Shot:
+    """`name` somewhere, doing something."""
+    return Shot(
+        start,
+        frames,
+        name,
+        rng.choice(tuple(PLACES)),
+        rng.choice(tuple(POSITIONS)),
+        rng.choice(ACTIONS),
+        rng.choice(("", "", "pan left", "pan right")),
+    )
+
+
+def random_film(seed: int, settings: FilmSettings) -> Film:
+    """The film of this seed: every character is in it at random, so most of them return."""
+    rng = random.Random(seed)
+    cast = rng.sample(NAMES, rng.randint(settings.fewest_characters, settings.most_characters))
+    looks = {name: random_look(rng) for name in cast}
+    shots: list[Shot] = []
+    chunk = 0
+    while chunk < settings.chunks:
+        length = rng.randint(1, min(settings.longest_shot, settings.chunks - chunk))
+        start, frames = chunk * settings.chunk_frames, length * settings.chunk_frames
+        shots.append(random_shot(rng, rng.choice(cast), start, frames))
+        chunk += length
+    return Film(looks, tuple(shots))
+
+
+def _soft_step(distance: Tensor, width: float) -> Tensor:
+    return torch.sigmoid(distance * (4.0 / width))
+
+
+def _panorama(place: Place) -> Tensor:
+    """A landscape that repeats after two screens: `[H, 2W, 3]`."""
+    y = torch.arange(HEIGHT, dtype=torch.float32)[:, None]
+    angle = torch.arange(2 * WIDTH, dtype=torch.float32)[None] * (torch.pi / WIDTH)
+    hills = place.horizon - 14.0 - 8.0 * torch.sin(angle * 2 + place.horizon) - 4.0 * torch.cos(angle * 5)
+    colours = torch.tensor([place.sky, place.hill, place.ground])
+    shade = 1.0 + 0.12 * (y / HEIGHT - 0.5) + 0.05 * torch.sin(angle * 3)
+    hill = _soft_step(y - hills, 7.0)[..., None]
+    ground = _soft_step(y - place.horizon - 2.0 * torch.sin(angle * 4), 7.0)[..., None]
+    picture = colours[0] * (1 - hill) + colours[1] * hill
+    picture = picture * (1 - ground) + colours[2] * ground
+    return (picture * shade[..., None]).clamp(0, 1)
+
+
+_PANORAMAS = {name: _panorama(place) for name, place in PLACES.items()}
+
+
+def _background(shot: Shot, seconds: Tensor) -> Tensor:
+    """The place of a shot, moved by the camera: `[F, H, W, 3]`."""
+    panorama = _PANORAMAS[shot.place]
+    shift = (seconds * (FPS * CAMERAS[shot.camera])).remainder(2 * WIDTH)  # [F] pixels
+    whole = shift.floor().long()
+    part = (shift - whole)[:, None, None, None]
+    columns = (whole[:, None] + torch.arange(WIDTH + 1)) % (2 * WIDTH)  # [F, W + 1]
+    if CAMERAS[shot.camera] == 0.0:
+        return panorama[None, :, :WIDTH].repeat(len(seconds), 1, 1, 1)
+    strip = panorama[:, columns].transpose(0, 1)  # [F, H, W + 1, 3]
+    return strip[:, :, :-1].lerp(strip[:, :, 1:], part)
+
+
+class Motion(NamedTuple):
+    """Where a character is at each RGB frame, in pixels, and how far its head leans to the side."""
+
+    x: Tensor
+    y: Tensor
+    lean: Tensor
+
+
+def motion(shot: Shot, seconds: Tensor) -> Motion:
+    """The way of the character through its shot; `seconds` count from the start of the shot: three `[F]`."""
+    still = torch.zeros_like(seconds)
+    turn = 2.0 * torch.pi * seconds
+    x = still + POSITIONS[shot.position]
+    y = still + _GROUND_Y
+    if shot.action == "walks":
+        return Motion(x + 10.0 * torch.sin(turn / 3.0), y, still)
+    if shot.action == "jumps":
+        return Motion(x, y - 10.0 * torch.sin(turn / 3.0).square(), still)
+    if shot.action == "waves":
+        return Motion(x, y, 6.0 * torch.sin(turn / 2.0))
+    return Motion(x, y + torch.sin(turn / 3.0), still)
+
+
+def _paint_character(frames: Tensor, look: Look, way: Motion) -> Tensor:
+    """Paint the character over `frames` `[F, H, W, 3]`, in place; only the columns it can reach are touched."""
+    left = max(0, int(way.x.min().item()) - _REACH)
+    right = min(WIDTH, int(way.x.max().item()) + _REACH)
+    frames_near = frames[:, :, left:right]
+    y = torch.arange(HEIGHT, dtype=torch.float32)[None, :, None] - way.y[:, None, None]  # [F, H, 1]
+    x = torch.arange(left, right, dtype=torch.float32)[None, None] - way.x[:, None, None]  # [F, 1, W']
+    x = x + way.lean[:, None, None] * (y / _HALF_HEIGHT)  # [F, H, W]
+    u, v = (x / _HALF_WIDTH), (y / _HALF_HEIGHT).expand_as(x)
+    power = SHAPES[look.shape]
+    radius = (u.abs().clamp_min(1e-4).pow(power) + v.abs().clamp_min(1e-4).pow(power)).pow(1.0 / power)
+    body = _soft_step(1.0 - radius, 2 * _EDGE)[..., None]
+    if look.pattern == "halves":
+        share = _soft_step(v, 0.5)
+    elif look.pattern == "sides":
+        share = _soft_step(u, 0.7)
+    elif look.pattern == "stripes":
+        share = 0.5 + 0.5 * torch.sin(v * (_HALF_HEIGHT * 2.0 * torch.pi / _STRIPE_PERIOD))
+    else:
+        share = _soft_step(0.55 - radius, 0.5)
+    first, second = torch.tensor(look.first), torch.tensor(look.second)
+    paint = first + share[..., None] * (second - first)
+    frames_near.lerp_(paint, body.expand_as(paint))
+    return frames
+
+
+def render_shot(shot: Shot, look: Look, frames: range | None = None) -> Tensor:
+    """RGB frames of a shot (all, or those of `frames` counted in RGB frames of the film): `[F, 96, 128, 3]` in 0..1."""
+    start = first_rgb_frame(shot.start)
+    wanted = frames if frames is not None else range(start, first_rgb_frame(shot.start + shot.frames))
+    seconds = (torch.tensor(list(wanted), dtype=torch.float32) - start) / FPS
+    return _paint_character(_background(shot, seconds), look, motion(shot, seconds))
+
+
+def render_film(film: Film) -> Tensor:
+    """The whole film: `[4 (T - 1) + 1, 96, 128, 3]`, float32 in 0..1, for T latent frames."""
+    return torch.cat([render_shot(shot, film.looks[shot.name]) for shot in film.shots])
+
+
+def character_box(shot: Shot, rgb_frame: int) -> tuple[int, int, int, int]:
+    """The character's box at an RGB frame of the film, inside the picture: top, left, bottom, right (pixels)."""
+    seconds = torch.tensor([(rgb_frame - first_rgb_frame(shot.start)) / FPS])
+    way = motion(shot, seconds)
+    top = round(way.y.item() - BOX_HEIGHT / 2)
+    left = round(way.x.item() - BOX_WIDTH / 2)
+    return max(0, top), max(0, left), min(HEIGHT, top + BOX_HEIGHT), min(WIDTH, left + BOX_WIDTH)
+
+
+def prompts_by_frame(film: Film) -> list[str]:
+    """The prompt of each latent frame."""
+    return [shot.prompt for shot in film.shots for _ in range(shot.frames)]

@@ -1,0 +1,184 @@
+"""Trains the tiny causal Wan: flow matching with a noise level a chunk, most chunks clean, more characters as it goes."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .causal import predict_flow
+from .clips import ClipBatch, TileCodec, clip_batch
+from .muon import Muon
+from .run_folder import RunFolder, generator_for
+from .storyworld import Film, FilmSettings, random_film
+from .tiny_vae import FIRST_TEST_SEED
+
+FLOW_SHIFT = 5.0
+
+
+class Stage(NamedTuple):
+    """What clips are like from step `first` on.
+
+    A step takes its frames a chunk at random from `chunk_frames` and has `clips` clips, or fewer where chunks are longer,
+    of `chunks` chunks, with shots of up to `longest_shot` chunks and `fewest` to `most` characters. Few characters at
+    first, so that reading history pays at once; more later, so that averaging everybody's look does not.
+    """
+
+    first: int
+    clips: int
+    chunks: int
+    chunk_frames: tuple[int, ...]
+    longest_shot: int
+    fewest: int
+    most: int
+
+
+STAGES = (
+    Stage(0, 8, 5, (1,), 1, 1, 2),
+    Stage(200, 8, 8, (1,), 1, 2, 4),
+    Stage(450, 8, 12, (1,), 1, 4, 6),
+    Stage(900, 6, 12, (1, 2, 3), 3, 4, 6),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TinyTraining:
+    """How the tiny Wan is trained: `steps` through `stages`, the rates rising over `warm_up`, falling over `cool_down`.
+
+    `matrix_rate` is Muon's, for the matrices inside the layers, `rate` AdamW's for the rest. `clean_share` of the chunks
+    have no noise; tiles with a character count `character_weight` times.
+    """
+
+    steps: int = 1500
+    stages: tuple[Stage, ...] = STAGES
+    matrix_rate: float = 2e-3
+    rate: float = 2e-3
+    warm_up: int = 100
+    cool_down: int = 200
+    clean_share: float = 0.6
+    character_weight: float = 4.0
+    average_decay: float = 0.99
+    seed: int = 0
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.save_every, self.warm_up) < 1:
+            raise ValueError(
+                f"Training needs steps, save_every and warm_up of at least 1, got "
+                f"{self.steps}, {self.save_every} and {self.warm_up}. Raise the one that is too small."
+            )
+        if not self.stages or self.stages[0].first != 0:
+            raise ValueError(f"Training needs a stage that begins at step 0, got {self.stages}. Add one.")
+        if not 0.0 <= self.clean_share < 1.0:
+            raise ValueError(f"The share of clean chunks lies from 0 to below 1, got {self.clean_share}. Use 0.6.")
+
+
+def training_films(config: TinyTraining, step: int) -> tuple[list[Film], int]:
+    """The films of a step and the frames of their chunks."""
+    rng = random.Random(f"{config.seed} films {step}")
+    stage = next(stage for stage in reversed(config.stages) if step >= stage.first)
+    chunk_frames = rng.choice(stage.chunk_frames)
+    settings = FilmSettings(
+        chunks=stage.chunks,
+        chunk_frames=chunk_frames,
+        longest_shot=stage.longest_shot,
+        fewest_characters=stage.fewest,
+        most_characters=stage.most,
+    )
+    clips = max(1, stage.clips // chunk_frames)
+    return [random_film(rng.randrange(FIRST_TEST_SEED), settings) for _ in range(clips)], chunk_frames
+
+
+def draw_sigmas(clips: int, chunks: int, clean_share: float, generator: torch.Generator) -> Tensor:
+    """A noise level for every chunk, `[B, C]`: 0 for the clean ones, else as Wan's flow shift spreads them."""
+    u = torch.rand(clips, chunks, generator=generator)
+    sigmas = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
+    clean = torch.rand(clips, chunks, generator=generator) < clean_share
+    return sigmas.masked_fill(clean, 0.0)
+
+
+def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: int, device: str) -> Tensor:
+    """Mean squared error of the flow on the noisy chunks; tiles with a character count `character_weight` times."""
+    generator = generator_for(config.seed, "noise", step)
+    clips, chunks = batch.text_mask.shape[:2]
+    sigmas = draw_sigmas(clips, chunks, config.clean_share, generator)
+    noise = torch.randn(batch.latents.shape, generator=generator).to(device)
+    frames = sigmas.repeat_interleave(batch.chunk_frames, dim=1).to(device)  # [B, T]
+    level = frames[:, None, :, None, None]
+    latents = batch.latents.to(device)
+    flow = predict_flow(model, latents * (1 - level) + noise * level, frames, batch)
+    weight = (1 + (config.character_weight - 1) * batch.mask.to(device)) * (frames > 0)[..., None, None]  # [B, T, h, w]
+    error = (flow - (noise - latents)).square().mean(1)
+    return (error * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def _optimisers(model: nn.Module, config: TinyTraining) -> list[torch.optim.Optimizer]:
+    matrices = [
+        p
+        for name, p in model.named_parameters()
+        if name.startswith("blocks.") and name.endswith("weight") and p.ndim == 2
+    ]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        Muon(matrices, lr=config.matrix_rate),
+        torch.optim.AdamW(others, lr=config.rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def _rate_factor(config: TinyTraining, step: int) -> float:
+    return min(1.0, (step + 1) / config.warm_up, max(0.02, (config.steps - step) / max(1, config.cool_down)))
+
+
+def train_tiny(
+    config: TinyTraining, modules: Any, model: nn.Module, codec: TileCodec, out: Path, device: str = "cpu"
+) -> nn.Module:
+    """Train `model` (or continue the run in `out`) and return it with averaged weights.
+
+    `modules` and `model` come from `nodes/host/build.py::host_modules`. The same settings give the same weights whether
+    or not the run was interrupted. Raises ProjectError when the disk is full; the last checkpoint stays whole.
+    """
+    run = RunFolder(out, config)
+    model.to(device).train()
+    optimisers = _optimisers(model, config)
+    average = [p.detach().clone() for p in model.parameters()]
+    first = 0
+    state = run.load()
+    if state is not None:
+        model.load_state_dict(state["model"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        average = [tensor.to(device) for tensor in state["average"]]
+        first = int(state["step"])
+    clock = time.monotonic()
+    with modules.training():
+        for step in range(first, config.steps):
+            films, chunk_frames = training_films(config, step)
+            loss = flow_loss(model, clip_batch(films, codec, chunk_frames), config, step, device)
+            for optimiser, rate in zip(optimisers, (config.matrix_rate, config.rate), strict=True):
+                optimiser.param_groups[0]["lr"] = rate * _rate_factor(config, step)
+                optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimiser in optimisers:
+                optimiser.step()
+            decay = min(config.average_decay, step / (step + 10))
+            torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 1 - decay)
+            row = {"step": step + 1, "loss": loss.item(), "norm": norm.item(), "seconds": time.monotonic() - clock}
+            if not math.isfinite(row["loss"]):
+                raise ValueError(f"The loss became {row['loss']} at step {step + 1}. Start anew with half the rates.")
+            run.log(row)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                saved = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
+                run.save({"step": step + 1, "average": average, **saved})
+                run.draw_curve("loss")
+    with torch.no_grad():
+        for parameter, mean in zip(model.parameters(), average, strict=True):
+            parameter.copy_(mean)
+    return model

@@ -1,0 +1,70 @@
+"""The tiny VAE: a real host `WanVAE` whose weights come from linear algebra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from numerics import LATENT_STATISTICS_ERROR, MATRIX_PROBE_DB, TINY_VAE_DB
+
+from longreel.memory.training.clips import decode_latents, encode_film, probe_codec, tiles_of, video_of
+from longreel.memory.training.storyworld import FilmSettings, random_film, render_film
+from longreel.memory.training.tiny_vae import FIRST_TEST_SEED, TinyVaeFit, film_video, fit_tiny_vae, psnr
+from longreel.memory.training.tiny_vae import round_trip_psnr as round_trip
+from longreel.nodes.host.build import build_tiny_vae, host_modules
+
+SHORT = FilmSettings(chunks=2, chunk_frames=2)
+
+
+@pytest.fixture(scope="module")
+def vae(host: object) -> Any:
+    modules = host_modules()
+    fit = TinyVaeFit(encoder_films=24, decoder_films=3)
+    return fit_tiny_vae(fit, modules.new_vae, modules.latent_mean, modules.latent_std)
+
+
+def test_unseen_films_survive_the_tiny_vae(vae: Any) -> None:
+    assert round_trip(vae, 3, SHORT) > TINY_VAE_DB
+
+
+def test_latents_have_the_mean_and_deviation_that_wan_models_expect(vae: Any) -> None:
+    modules = host_modules()
+    films = torch.stack([film_video(FIRST_TEST_SEED + index, SHORT) for index in range(12)])
+    with torch.inference_mode():
+        latents = (vae.encode(films) - modules.latent_mean) / modules.latent_std
+    assert latents.shape == (12, 16, 4, 12, 16)
+    assert latents.mean((0, 2, 3, 4)).abs().max() < LATENT_STATISTICS_ERROR
+    assert (latents.std((0, 2, 3, 4)) - 1).abs().max() < LATENT_STATISTICS_ERROR
+
+
+def test_the_fitted_vae_loads_through_the_host_in_half_precision(vae: Any) -> None:
+    state = {name: tensor.bfloat16() for name, tensor in vae.state_dict().items()}
+    loaded = build_tiny_vae(weights=state)
+    frames = render_film(random_film(FIRST_TEST_SEED, SHORT))
+    with torch.inference_mode():
+        decoded = loaded.decode(loaded.encode(frames))
+    assert psnr(decoded[0] * 2 - 1, frames * 2 - 1) > TINY_VAE_DB
+
+
+def test_the_encoder_is_one_matrix_for_each_tile(vae: Any) -> None:
+    modules = host_modules()
+    films = [random_film(seed, FilmSettings(chunks=6)) for seed in range(8)]
+    codec = probe_codec(vae, films, modules.latent_mean, modules.latent_std)
+    film = random_film(FIRST_TEST_SEED, SHORT)
+    with torch.inference_mode():
+        true = (vae.encode(film_video(FIRST_TEST_SEED, SHORT)[None]) - modules.latent_mean) / modules.latent_std
+    assert psnr(encode_film(film, codec)[None] / 3, true / 3) > MATRIX_PROBE_DB
+    assert psnr(decode_latents(true[0], codec) * 2 - 1, render_film(film) * 2 - 1) > TINY_VAE_DB
+
+
+def test_tiles_hold_every_pixel_once() -> None:
+    video = torch.rand(9, 96, 128, 3, generator=torch.Generator().manual_seed(0))
+    tiles = tiles_of(video)
+    assert tiles.shape == (3, 12, 16, 768)
+    assert torch.allclose(video_of(tiles), video, atol=1e-6)
+
+
+def test_a_vae_too_narrow_for_its_components_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 8"):
+        TinyVaeFit(dim=4)

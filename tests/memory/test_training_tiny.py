@@ -1,0 +1,162 @@
+"""Training of the tiny causal Wan: causal, seeded, resumable to the bit, measured honestly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from numerics import FORWARD_ERROR, relative_error
+
+from longreel.memory.training.causal import predict_flow
+from longreel.memory.training.clips import ClipBatch, TileCodec, clip_batch, decode_latents, encode_film
+from longreel.memory.training.muon import orthogonalise
+from longreel.memory.training.recall import compare_looks, measure_recall, recall_film
+from longreel.memory.training.storyworld import FilmSettings, first_rgb_frame, random_film, render_film
+from longreel.memory.training.tiny_training import Stage, TinyTraining, draw_sigmas, train_tiny, training_films
+from longreel.nodes.host.build import TinyWanSpec, host_modules
+
+SPEC = TinyWanSpec(width=128, layers=1, ffn=128)
+SHORT_STAGES = (Stage(0, 2, 3, (1, 2), 1, 1, 2),)
+
+
+@pytest.fixture(scope="module")
+def codec() -> TileCodec:
+    """Orthogonal directions, not a fitted VAE: what is tested here does not depend on which."""
+    basis = torch.linalg.qr(torch.randn(768, 16, generator=torch.Generator().manual_seed(0))).Q
+    return TileCodec(basis, torch.zeros(16), basis.T.contiguous(), torch.zeros(768))
+
+
+def batch_of(codec: TileCodec, chunks: int, chunk_frames: int, seed: int = 0) -> ClipBatch:
+    settings = FilmSettings(chunks=chunks, chunk_frames=chunk_frames, fewest_characters=1, most_characters=2)
+    return clip_batch([random_film(seed + index, settings) for index in range(2)], codec, chunk_frames)
+
+
+def forward(model: Any, batch: ClipBatch) -> torch.Tensor:
+    sigmas = torch.linspace(0.1, 0.9, batch.latents.shape[2]).expand(len(batch.latents), -1)
+    with torch.no_grad(), host_modules().training():
+        return predict_flow(model, batch.latents, sigmas, batch)
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 3])
+def test_a_chunk_does_not_feel_later_chunks_nor_their_prompts(
+    host: object, codec: TileCodec, chunk_frames: int
+) -> None:
+    model = host_modules().new_wan(SPEC)
+    batch = batch_of(codec, 3, chunk_frames)
+    latents, text = batch.latents.clone(), batch.text.clone()
+    latents[:, :, -chunk_frames:] = 7.0
+    text[:, -batch.text_mask.shape[2] :] = 7.0
+    changed = forward(model, batch._replace(latents=latents, text=text))
+    before = forward(model, batch)
+    assert torch.equal(changed[:, :, :-chunk_frames], before[:, :, :-chunk_frames])
+    assert not torch.equal(changed[:, :, -chunk_frames:], before[:, :, -chunk_frames:])
+
+
+def test_a_chunk_reads_its_own_prompt_only_and_padding_changes_nothing(host: object, codec: TileCodec) -> None:
+    model = host_modules().new_wan(SPEC)
+    batch = batch_of(codec, 2, 1)
+    words = batch.text_mask.shape[2]
+    text = batch.text.unflatten(1, (2, words))
+    padded = torch.cat([text, torch.full_like(text[:, :, :2], 7.0)], dim=2).flatten(1, 2)
+    mask = torch.cat([batch.text_mask, torch.zeros_like(batch.text_mask[:, :, :2])], dim=2)
+    with_padding = forward(model, batch._replace(text=padded, text_mask=mask))
+    assert relative_error(with_padding, forward(model, batch)) < FORWARD_ERROR
+
+
+def test_an_interrupted_training_ends_with_the_same_bits(host: object, codec: TileCodec, tmp_path: Path) -> None:
+    modules = host_modules()
+    short = TinyTraining(steps=2, stages=SHORT_STAGES, warm_up=1, cool_down=1, save_every=1)
+    whole = TinyTraining(steps=4, stages=SHORT_STAGES, warm_up=1, cool_down=1, save_every=1)
+    unbroken = train_tiny(whole, modules, modules.new_wan(SPEC), codec, tmp_path / "unbroken")
+
+    class StoppedError(RuntimeError):
+        pass
+
+    seen = 0
+
+    def stop_after_two(*_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            raise StoppedError
+
+    model = modules.new_wan(SPEC)
+    handle = model.register_forward_hook(stop_after_two)
+    with pytest.raises(StoppedError):
+        train_tiny(whole, modules, model, codec, tmp_path / "broken")
+    handle.remove()
+    resumed = train_tiny(whole, modules, modules.new_wan(SPEC), codec, tmp_path / "broken")
+    for name, tensor in unbroken.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    rows = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert (tmp_path / "broken" / "curve.png").stat().st_size > 0
+    assert short.stages == whole.stages
+
+
+def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec, tmp_path: Path) -> None:
+    modules = host_modules()
+    first = TinyTraining(steps=1, stages=SHORT_STAGES, warm_up=1)
+    train_tiny(first, modules, modules.new_wan(SPEC), codec, tmp_path)
+    other = TinyTraining(steps=2, stages=SHORT_STAGES, warm_up=1, clean_share=0.5)
+    with pytest.raises(ValueError, match=r"clean_share=0\.6, got 0\.5"):
+        train_tiny(other, modules, modules.new_wan(SPEC), codec, tmp_path)
+
+
+def test_stages_bring_more_characters_and_longer_chunks() -> None:
+    config = TinyTraining()
+    early, chunk_frames = training_films(config, 0)
+    late = [training_films(config, step) for step in range(900, 930)]
+    assert chunk_frames == 1
+    assert max(len(film.looks) for film in early) <= 2
+    assert min(len(film.looks) for films, _ in late for film in films) >= 4
+    assert {frames for _, frames in late} == {1, 2, 3}
+    assert training_films(config, 5) == training_films(config, 5)
+
+
+def test_most_chunks_are_clean_and_the_noisy_ones_are_mostly_very_noisy() -> None:
+    sigmas = draw_sigmas(200, 12, 0.6, torch.Generator().manual_seed(0))
+    assert 0.55 < (sigmas == 0).float().mean() < 0.65
+    assert sigmas[sigmas > 0].median() > 0.75
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    matrices = torch.randn(3, 32, 64, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_the_true_picture_is_recalled_perfectly_and_another_look_is_not() -> None:
+    film = recall_film(3, chunks=6, chunk_frames=1, characters=4)
+    frame = first_rgb_frame(film.frames - 1)
+    scores = compare_looks(film, render_film(film)[frame])
+    name = film.shots[-1].name
+    assert scores[name] > 0.999
+    assert max(score for other, score in scores.items() if other != name) < 0.9
+
+
+def test_the_returning_character_is_seen_once_in_the_first_chunk() -> None:
+    film = recall_film(5, chunks=12, chunk_frames=2, characters=5)
+    names = [shot.name for shot in film.shots]
+    assert names[0] == names[-1]
+    assert names[0] not in names[1:-1]
+    assert len(set(names)) == 5
+
+
+def test_recall_of_an_untrained_model_is_near_chance(host: object, codec: TileCodec) -> None:
+    modules = host_modules()
+    films = [recall_film(seed, chunks=4, chunk_frames=1, characters=2) for seed in range(4)]
+    recall = measure_recall(modules.new_wan(SPEC), codec, modules, films, 1)
+    assert abs(recall.identity) < 0.6
+    assert recall.chance == 0.5
+
+
+def test_latents_and_pictures_go_through_the_codec_in_the_order_of_frames(codec: TileCodec) -> None:
+    film = random_film(2, FilmSettings(chunks=3))
+    latents = encode_film(film, codec)
+    assert latents.shape == (16, 3, 12, 16)
+    assert decode_latents(latents, codec).shape == (9, 96, 128, 3)
