@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,9 @@ class Film:
                 "Windows node from the model's wire."
             )
         if self.model.get_additional_models_with_key("multigpu"):
-            raise ValueError("Memory lives on one GPU, but this model is spread over several. Remove the MultiGPU node.")
+            raise ValueError(
+                "Memory lives on one GPU, but this model is spread over several. Remove the MultiGPU node."
+            )
         for number, conditioning in enumerate((*self.storyboard.conditionings, self.storyboard.negative), start=1):
             if len(conditioning) != 1:
                 raise ValueError(
@@ -119,7 +122,7 @@ class Film:
 
     def _check_sigmas(self) -> None:
         levels = self.sigmas.tolist()
-        falling = all(high > low for high, low in zip(levels, levels[1:], strict=False))
+        falling = all(high > low for high, low in pairwise(levels))
         if len(levels) < 2 or levels[-1] != 0 or not falling:
             raise ValueError(
                 f"Sigmas need to fall from noise to 0, got {[round(level, 4) for level in levels]}. Connect Basic "
@@ -194,7 +197,9 @@ class Film:
         chunks = [chunk for chunk in self.plan.chunks if chunk.frames.stop > frames.start]
         chunks = [chunk for chunk in chunks if chunk.frames.start < frames.stop]
         made = [project.load_chunk(chunk.index) for chunk in chunks]
-        out: Tensor = self.model.model.process_latent_out(torch.cat([piece for piece in made if piece is not None], dim=2))
+        out: Tensor = self.model.model.process_latent_out(
+            torch.cat([piece for piece in made if piece is not None], dim=2)
+        )
         first = chunks[0].frames.start
         if self.start is not None and first == self.plan.seeded_frames:
             out, first = torch.cat([self.start.to(out), out], dim=2), 0

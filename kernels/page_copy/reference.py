@@ -18,13 +18,12 @@ def time_rotation(times: Sequence[float], time_channels: int, theta: float, devi
     exponent = torch.arange(pairs, dtype=torch.float64) * 2.0 / time_channels
     angle = torch.tensor(times, dtype=torch.float64)[:, None] * theta**-exponent  # [T, pairs]
     cos, sin = angle.cos(), angle.sin()
-    rotation = torch.stack((cos, -sin, sin, cos), dim=-1)  # [T, pairs, 4]
-    return rotation.unflatten(-1, (2, 2)).to(torch.float32).to(device)
+    rows = (torch.stack((cos, -sin), dim=-1), torch.stack((sin, cos), dim=-1))
+    rotation = torch.stack(rows, dim=-2)  # [T, pairs, 2, 2]
+    return rotation.to(device=device, dtype=torch.float32)
 
 
-def gather_frame(
-    k_source: Tensor, v_source: Tensor, rotation: Tensor, k_out: Tensor, v_out: Tensor
-) -> None:
+def gather_frame(k_source: Tensor, v_source: Tensor, rotation: Tensor, k_out: Tensor, v_out: Tensor) -> None:
     """Copy one frame's values, and its keys turned by `rotation`, into the working set.
 
     Sources and outputs are `[L, H, D]`, `rotation` is `[time_channels / 2, 2, 2]` float32. Writes `k_out` and `v_out`.

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import comfy.model_management
@@ -195,7 +196,7 @@ def _chunk_seconds(model: ModelPatcher, chunks: int) -> list[float]:
     if chunks:
         remembering = attach_memory(model, MemoryConfig(window_frames=9, sink_frames=3))
         _our_film(remembering, plan_frames(chunks * CHUNK_FRAMES, CHUNK_FRAMES), ONE_STEP, tick)
-    return [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
+    return [after - before for before, after in pairwise(ticks)]
 
 
 def _timed(run: Callable[[], Tensor]) -> float:
@@ -208,8 +209,7 @@ def _timed(run: Callable[[], Tensor]) -> float:
 
 def _wait() -> None:
     """Until the device has done what it was given."""
-    if comfy.model_management.get_torch_device().type == "cuda":
-        torch.cuda.synchronize()
+    comfy.model_management.synchronize()
 
 
 def _difference(expected: Tensor, made: Tensor) -> float:

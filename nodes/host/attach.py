@@ -45,7 +45,9 @@ def memory_config(model: ModelPatcher) -> MemoryConfig | None:
     return config
 
 
-def _with_session(executor: Callable[..., Any], noise: Any, latent: Any, sampler: Any, *args: Any, **kwargs: Any) -> Any:
+def _with_session(
+    executor: Callable[..., Any], noise: Any, latent: Any, sampler: Any, *args: Any, **kwargs: Any
+) -> Any:
     """OUTER_SAMPLE: the session is made for this run and dropped at its end; other samplers run untouched."""
     if not isinstance(sampler, FilmSampler):
         return executor(noise, latent, sampler, *args, **kwargs)

@@ -38,7 +38,7 @@ class SeededNoise:
 
 
 @dataclass(slots=True)
-class FilmSampler(comfy.samplers.Sampler):  # type: ignore[misc]
+class FilmSampler(comfy.samplers.Sampler):
     """Makes the chunks of `plan` and hands each to `finished`; latents are the model's, not the LATENT socket's.
 
     `inner` is a SAMPLER that denoises a chunk, or None for the few-step form of causal checkpoints: predict clean frames,

@@ -16,7 +16,7 @@ from .keys import SESSION
 NEGATIVE = "negative"
 
 
-class FilmGuider(comfy.samplers.CFGGuider):  # type: ignore[misc]
+class FilmGuider(comfy.samplers.CFGGuider):
     """Guides each chunk by the conditioning of its shot, and commits it under the same one."""
 
     def __init__(self, model: ModelPatcher, shots: Sequence[Any], negative: Any, cfg: float) -> None:

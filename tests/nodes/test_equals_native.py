@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from film import FOUR_STEPS, LATENT_CHANNELS, TINY_SIZE, prompt, render
-from numerics import FORWARD_ERROR, ROLLOUT_ERROR, relative_error
+from numerics import ROLLOUT_ERROR, relative_error
 from torch import Tensor
 
 from longreel.memory.chunks import Chunk, plan_frames
