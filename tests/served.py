@@ -25,7 +25,7 @@ START_SECONDS = 240
 RENDER_SECONDS = 600
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The server answered with an error status; `answer` is what it said."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
@@ -102,18 +102,18 @@ class Server:
             return json.load(answer)
 
     def post(self, path: str, data: Any) -> Any:
-        """The JSON that a path answers with, None where it answers with nothing; raises Refused."""
+        """The JSON that a path answers with, None where it answers with nothing; raises RefusedError."""
         body = json.dumps(data).encode()
         request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            raise Refused(json.load(error)) from error
+            raise RefusedError(json.load(error)) from error
         return json.loads(text) if text else None
 
     def queue(self, prompt: dict[str, Any]) -> str:
-        """Queue a prompt; its id. Raises Refused."""
+        """Queue a prompt; its id. Raises RefusedError."""
         return str(self.post("/prompt", {"prompt": prompt, "client_id": "longreel-tests"})["prompt_id"])
 
     def wait(self, prompt_id: str) -> dict[str, Any]:

@@ -38,6 +38,11 @@ def results_file(host: Host, pytestconfig: pytest.Config) -> Generator[None, Non
     """Write everything to $LONGREEL_LONG_JSON at the end."""
     yield
     if path := os.environ.get("LONGREEL_LONG_JSON"):
-        machine = {"comfyui": host.version, "torch": torch.__version__, "cores": os.cpu_count(), "python": platform.python_version()}
+        machine = {
+            "comfyui": host.version,
+            "torch": torch.__version__,
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        }
         content = {"machine": machine, "tests": pytestconfig.stash[RESULTS]}
         Path(path).write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
