@@ -35,7 +35,7 @@ class KVMemory:
         self.table = PageTable(min(self.read_capacity + chunk_frames, film_frames), spec.pages_per_frame)
         self.time_scale = 1.0
         self.read_frames: tuple[int, ...] = ()
-        self.current_times: tuple[float, ...] = ()
+        self.current_rotation: Tensor | None = None
         self._places: list[Placement | None] = []
         self._versions: dict[int, int] = {}
         self._commits = 0
@@ -49,10 +49,13 @@ class KVMemory:
         working = (self.read_capacity + self.chunk_frames) * self.spec.read_frame_bytes
         return self.streams * (pool + working)
 
+    @property
+    def allocated(self) -> bool:
+        """Whether the memory of the run is taken."""
+        return self._pool is not None
+
     def allocate(self) -> None:
-        """Take all memory of the run at once; a second call changes nothing."""
-        if self._pool is not None:
-            return
+        """Take all memory of the run at once."""
         spec = self.spec
         slots = self.table.capacity_frames * spec.pages_per_frame
         tokens = (self.read_capacity + self.chunk_frames) * spec.frame_tokens
@@ -61,20 +64,22 @@ class KVMemory:
 
     def release(self) -> None:
         """Drop every tensor and everything remembered."""
-        self._pool = self._working = None
+        self._pool = self._working = self.current_rotation = None
         self._places = []
 
     def begin(self, frames: range) -> None:
         """Choose what the chunk of these frames reads and bring it into the working set, turned to its time."""
         self.read_frames = select_sink_and_window(self.table.frames, frames.start, self.chunk_frames, self.config)
         times = assign_times(self.config.positions, self.read_frames, frames, self.config.trained_frames)
-        self.current_times = tuple(time * self.time_scale for time in times.current)
         wanted = [
             Placement(frame, self.table.first_slot(frame), time * self.time_scale, self._versions[frame])
             for frame, time in zip(self.read_frames, times.read, strict=True)
         ]
         self._places, copies = assign_places(self._places, wanted)
-        self._gather(copies)
+        turns = [copy.placement.time for copy in copies] + [time * self.time_scale for time in times.current]
+        rotations = time_rotation(turns, self.spec.time_channels, self.spec.theta, self.spec.device)
+        self.current_rotation = rotations[len(copies) :]  # [T, pairs, 2, 2], one for each frame being made
+        self._gather(copies, rotations)
 
     def read(self, layer: int, stream: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[1, read + L, H, D]` that the chunk attends to, its own `[L, H, D]` ones last.
@@ -130,13 +135,11 @@ class KVMemory:
         start = slot * self.spec.page_tokens
         return slice(start, start + self.spec.frame_tokens)
 
-    def _gather(self, copies: Sequence[Copy]) -> None:
+    def _gather(self, copies: Sequence[Copy], rotations: Tensor) -> None:
         assert self._pool is not None
         assert self._working is not None
         spec = self.spec
-        times = [copy.placement.time for copy in copies]
-        rotations = time_rotation(times, spec.time_channels, spec.theta, spec.device)
-        for copy, rotation in zip(copies, rotations, strict=True):
+        for copy, rotation in zip(copies, rotations, strict=False):
             source = self._rows(copy.placement.slot)
             target = slice(copy.place * spec.frame_tokens, (copy.place + 1) * spec.frame_tokens)
             for stream in range(self.streams):

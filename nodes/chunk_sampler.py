@@ -11,6 +11,7 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import InputImpl, io, ui
 from comfy_execution.graph import ExecutionBlocker
+from server import PromptServer
 from torch import Tensor
 
 from .film import Film
@@ -88,6 +89,7 @@ class ChunkedARSampler(io.ComfyNode):
                 TraceSocket.Output(display_name="trace", tooltip="What was remembered, for the Memory Inspector."),
                 io.String.Output(display_name="folder", tooltip="Where the film's files are."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -109,7 +111,7 @@ class ChunkedARSampler(io.ComfyNode):
         start = None if start_image is None else start_image["samples"]
         film = Film(model, storyboard, sigmas, seed, width, height, cfg, project, sampler, start, vae)
         root = Path(folder_paths.get_output_directory()) / FILMS_FOLDER
-        made = film.make(root)
+        made = film.make(root, lambda text: PromptServer.instance.send_progress_text(text, cls.hidden.unique_id))
         latent = {"samples": made.latents}
         if made.video is None:
             no_video = ExecutionBlocker("Connect a VAE to the Chunked AR Sampler to get a video.")

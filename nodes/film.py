@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -129,15 +129,16 @@ class Film:
                 "Scheduler ('simple', 4 steps, denoise 1) to the sigmas input."
             )
 
-    def make(self, root: Path) -> FilmResult:
-        """Make the film in `root/project`, going on where an equal film stopped.
+    def make(self, root: Path, tell: Callable[[str], None] = lambda text: None) -> FilmResult:
+        """Make the film in `root/project`, going on where an equal film stopped; `tell` gets its state in words.
 
         Raises ValueError for bad input, ProjectError where the folder cannot be used. When it is cancelled or fails,
         finished chunks stay.
         """
         self.check()
         with Project.open(root, self.project, self._settings()) as project:
-            recorder = Recorder(self, project)
+            recorder = Recorder(self, project, tell)
+            tell(project.report)
             try:
                 if project.finished < len(self.plan.chunks):
                     self._run(project, recorder)
@@ -209,8 +210,8 @@ class Film:
 class Recorder:
     """Keeps every finished chunk: latents, trace, and its pictures when there is a VAE."""
 
-    def __init__(self, film: Film, project: Project) -> None:
-        self._film, self._project = film, project
+    def __init__(self, film: Film, project: Project, tell: Callable[[str], None]) -> None:
+        self._film, self._project, self._tell = film, project, tell
         self._decoder = None if film.vae is None else StreamingDecoder(film.vae)
         self._caught_up = False
         self._trace = Trace(project.trace_path)
@@ -224,6 +225,7 @@ class Recorder:
             self._project.save_chunk(done.chunk, latents, done.denoise_seconds + done.commit_seconds)
         if self._decode(done.chunk, latents) and done.chunk is not self._film.plan.chunks[-1]:
             guider.reload()
+        self._tell(self._state(done, guider))
 
     def decode_rest(self) -> None:
         """Decode finished chunks whose pictures an earlier run did not come to."""
@@ -262,6 +264,15 @@ class Recorder:
         first = decoder.replay_start(chunk.frames.start)
         decoder.replay(self._film.latents(self._project, range(first, chunk.frames.start)), first)
         return []
+
+    def _state(self, done: FinishedChunk, guider: FilmGuider) -> str:
+        plan = self._film.plan
+        lines = [
+            self._project.report,
+            f"shot {done.chunk.shot + 1} of {len(plan.shots())}, chunk {done.chunk.index + 1} of {len(plan.chunks)}",
+            f"{len(done.read_frames)} frames remembered, {guider.peak_bytes / 2**20:.0f} MiB",
+        ]
+        return "\n".join(line for line in lines if line)
 
     def _trace_chunk(self, done: FinishedChunk, guider: FilmGuider) -> None:
         if not self._project.trace_path.exists():

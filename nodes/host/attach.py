@@ -67,7 +67,7 @@ def _with_session(
 def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
     """PREPARE_SAMPLING: room is made for the memory and taken before the host measures what is free."""
     session = kwargs["model_options"]["transformer_options"].get(SESSION)
-    if session is not None:
+    if session is not None and not session.memory.allocated:
         device = model.load_device
         needed = session.memory.peak_bytes + comfy.model_management.minimum_inference_memory()
         comfy.model_management.free_memory(needed, device)

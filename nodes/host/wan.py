@@ -19,7 +19,6 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...kernels.page_copy import time_rotation
 from ...memory.config import KVSpec, page_tokens_for
 from ...memory.session import LayerCall, Phase, Rope, RunSession
 from .keys import SESSION
@@ -32,8 +31,8 @@ SPATIAL_PATCH = 2
 class WanAttention:
     """Stands in for one layer's `self_attn.forward`; without a run it is the original."""
 
-    def __init__(self, layer: int, module: torch.nn.Module, original: Callable[..., Tensor], theta: float) -> None:
-        self.layer, self.module, self.original, self.theta = layer, module, original, theta
+    def __init__(self, layer: int, module: torch.nn.Module, original: Callable[..., Tensor]) -> None:
+        self.layer, self.module, self.original = layer, module, original
 
     def __call__(
         self, x: Tensor, freqs: Tensor, kv_cache: Any = None, transformer_options: dict[str, Any] | None = None
@@ -51,7 +50,7 @@ class WanAttention:
         module: Any = self.module
         heads, head_dim = module.num_heads, module.head_dim
         shape = (*x.shape[:2], heads, head_dim)
-        rope = chunk_rope(session, freqs, head_dim, self.theta)
+        rope = chunk_rope(session, freqs)
         q = apply_rope1(module.norm_q(module.q(x)).view(shape), rope.absolute)  # [B, L, H, D]
         k_plain = module.norm_k(module.k(x)).view(shape)  # [B, L, H, D]
         k = apply_rope1(k_plain, rope.absolute)
@@ -72,21 +71,20 @@ class WanAttention:
         return projected
 
 
-def chunk_rope(session: RunSession, freqs: Tensor, head_dim: int, theta: float) -> Rope:
+def chunk_rope(session: RunSession, freqs: Tensor) -> Rope:
     """Rotary tables of the session's chunk, made once for all layers that are handed the same `freqs`."""
     if session.rope is not None and session.rope.source is freqs:
         return session.rope
-    times = session.memory.current_times
-    tokens = len(times) * session.memory.spec.frame_tokens
+    rotation = session.memory.current_rotation  # [T, pairs, 2, 2]
+    assert rotation is not None
+    tokens = len(rotation) * session.memory.spec.frame_tokens
     if freqs.shape[1] != tokens:
         raise ValueError(
             f"Memory needs a chunk of {tokens} tokens, got {freqs.shape[1]}: reference or context latents cannot be "
             "combined with memory. Remove the node that adds them to the conditioning."
         )
-    channels = time_channels(head_dim)
-    pairs = channels // 2
-    rotation = time_rotation(times, channels, theta, freqs.device)  # [T, pairs, 2, 2]
-    absolute = freqs.clone().unflatten(1, (len(times), -1))  # [1, T, L / T, 1, D / 2, 2, 2]
+    pairs = rotation.shape[1]
+    absolute = freqs.clone().unflatten(1, (len(rotation), -1))  # [1, T, L / T, 1, D / 2, 2, 2]
     absolute[..., :pairs, :, :] = rotation[None, :, None, None].to(freqs.dtype)
     timeless = freqs.clone()
     timeless[..., :pairs, :, :] = torch.eye(2, dtype=freqs.dtype, device=freqs.device)
@@ -136,7 +134,8 @@ class WanAdapter:
             page_tokens=page_tokens_for(tokens),
             time_channels=time_channels(head_dim),
             theta=float(network.rope_embedder.theta),
-            dtype=model.model.get_dtype_inference(),
+            # Not get_dtype_inference(): the clone's own compute dtype is on the model only once it is loaded.
+            dtype=model.get_model_object("manual_cast_dtype") or model.model.get_dtype(),
             device=model.load_device,
         )
 
@@ -153,5 +152,4 @@ class WanAdapter:
                 )
             module = network.blocks[layer].self_attn
             original = type(module).forward.__get__(module)
-            theta = float(network.rope_embedder.theta)
-            model.add_object_patch(key, WanAttention(layer, module, original, theta))
+            model.add_object_patch(key, WanAttention(layer, module, original))
