@@ -8,10 +8,16 @@ from collections.abc import Sequence
 
 from . import bench, demo, render, serve, show_host
 from .embedded import HostError
+from .render import INTERRUPTED_EXIT
 from .workflow import WorkflowError
 
 COMMANDS = (show_host, serve, render, demo, bench)
 """One module a command: its name is NAME, and it has `add_arguments(parser)` and `run(args) -> int`."""
+
+INSTALL = (
+    "With LongReel's own copy of ComfyUI, run `pip install -e \".[host]\"` in LongReel's folder. With a ComfyUI of yours, "
+    "run `longreel` with that ComfyUI's Python."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,3 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (HostError, WorkflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed in this environment. {INSTALL}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
 def render(workflow: dict[str, Any], settings: list[str], args: argparse.Namespace) -> int:
     """Boot ComfyUI as the arguments say, run the workflow, print progress and files; the exit code."""
     set_logging(args.verbose)
+    if args.out is not None:
+        check_folder(args.out)
     host = boot_host(args.device, output=args.out, base=args.base)
     print(f"ComfyUI {host.version}: loading its nodes", file=sys.stderr)
     from .runner import RenderError, RenderInterruptedError, Runner
@@ -73,6 +76,16 @@ def render(workflow: dict[str, Any], settings: list[str], args: argparse.Namespa
     for path in rendered.files:
         print(path)
     return 0
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder for the files; WorkflowError when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise WorkflowError(f"--out should be a folder that can be written to: {error}. Name another one.") from error
 
 
 def set_logging(verbose: bool) -> None:

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .boot import embedded_base, find_host
-from .embedded import HostError
 from .stand_ins import OPTIONAL_PACKAGES
 
 NAME = "host"
@@ -42,12 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
 def differing_requirements(file: Path) -> Iterator[tuple[str, str, str | None]]:
     """Name, wanted versions and installed version of each requirement that is not met."""
-    try:
-        from packaging.requirements import Requirement
-    except ImportError as error:
-        raise HostError(
-            'The packages that run ComfyUI are not installed here. In LongReel\'s folder: pip install -e ".[host]"'
-        ) from error
+    from packaging.requirements import Requirement
+
     for line in file.read_text(encoding="utf-8").splitlines():
         text = line.partition("#")[0].strip()
         if not text:

@@ -30,6 +30,8 @@ def read_workflow(path: Path) -> dict[str, Any]:
 
 def to_prompt(workflow: dict[str, Any], object_info: Mapping[str, Any]) -> Prompt:
     """The workflow in API form; a file saved from the browser (UI form) is converted."""
+    if all(isinstance(node, dict) and "class_type" in node for node in workflow.values()):
+        return workflow
     from comfy_cli.workflow_to_api import WorkflowConversionError, convert_ui_to_api
 
     try:

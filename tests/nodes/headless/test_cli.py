@@ -44,6 +44,27 @@ def test_an_unusable_host_is_one_line_and_exit_code_1(
     assert capsys.readouterr().err.startswith("error: COMFYUI_PATH should be the folder of a ComfyUI")
 
 
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: Path, host: Host) -> None:
+    (tmp_path / "workflow.json").write_text("{}")
+    code = "import sys; sys.modules['torch'] = None; " + COMMAND[-1].removeprefix("import sys; ")
+    environment = {**os.environ, "COMFYUI_PATH": str(host.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, "render", "workflow.json"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: torch is not installed in this environment. With LongReel's own copy")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "workflow.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    assert main(["render", str(tmp_path / "workflow.json"), "--out", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err.startswith("error: --out should be a folder that can be written to")
+
+
 def test_the_real_server_loads_the_pack_answers_and_ends_with_the_command(tmp_path: Path, host: Host) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
