@@ -68,6 +68,21 @@ def test_a_prompt_leaves_a_film_that_opens(server: Server, record_property: Reco
         assert sum(1 for _ in video.decode(stream)) == 4 * (12 - 1) + 1
 
 
+def test_a_start_image_becomes_the_first_picture(server: Server) -> None:
+    prompt = tiny_prompt("[1.5s] anna walks left in the meadow", "from a picture")
+    model, sampler = (
+        next(node for node, entry in prompt.items() if entry["class_type"] == f"LongReel{name}")
+        for name in ("TinyStoryboardModel", "ChunkedARSampler")
+    )
+    blank = {"width": 64, "height": 48, "batch_size": 1, "color": 0x204080}
+    prompt["picture"] = {"class_type": "EmptyImage", "inputs": blank}
+    prompt["encoded"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["picture", 0], "vae": [model, 2]}}
+    prompt[sampler]["inputs"]["start_image"] = ["encoded", 0]
+    server.render(prompt)
+    with av.open(server.output / "longreel" / "from a picture" / "film.mp4") as video:
+        assert sum(1 for _ in video.decode(video=0)) == 4 * (1 + 6 - 1) + 1
+
+
 def test_a_cancelled_film_keeps_its_chunks_and_goes_on(
     server: Server, reference: dict[str, str], record_property: Record
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from shipped import API_FOLDER, TINY, WORKFLOWS, check_written, read_json
 
 from longreel.memory.storyboard_parser import read_storyboard
+from longreel.memory.training.storyworld import ACTIONS, NAMES, PLACES, POSITIONS
 from longreel.nodes.headless.workflow import Prompt, to_prompt
 
 if TYPE_CHECKING:
@@ -180,6 +182,21 @@ def test_the_tiny_storyboard_has_six_shots_and_a_character_who_comes_back() -> N
     names = [shot.prompt.split()[0] for shot in board.shots]
     assert names[0] in names[2:]
     assert names[0] != names[1]
+
+
+def test_the_tiny_storyboard_has_only_words_that_the_tiny_model_learned() -> None:
+    def one_of(words: Iterable[str]) -> str:
+        return "(?:" + "|".join(words) + ")"
+
+    learned = (
+        f"{one_of(NAMES)} {one_of(ACTIONS)} {one_of(POSITIONS)} in the {one_of(PLACES)}(?:, camera pan (?:left|right))?"
+    )
+    for shot in read_storyboard(text_of(read_json(TINY))).shots:
+        assert re.fullmatch(learned, shot.prompt)
+    note = next(node for node in read_json(TINY)["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
+    told = set(re.findall("[a-z]+", note))
+    assert {*ACTIONS, *POSITIONS, *PLACES} <= told
+    assert set(NAMES) & told
 
 
 def test_the_long_storyboard_is_a_minute_with_returning_characters() -> None:
