@@ -179,10 +179,21 @@ def _panorama(place: Place) -> Tensor:
     ground = _soft_step(y - place.horizon - 2.0 * torch.sin(angle * 4), 7.0)[..., None]
     picture = colours[0] * (1 - hill) + colours[1] * hill
     picture = picture * (1 - ground) + colours[2] * ground
-    return (picture * shade[..., None]).clamp(0, 1)
+    return 0.15 + 0.7 * (picture * shade[..., None]).clamp(0, 1)
+
+
+def _light() -> Tensor:
+    """What the sun adds everywhere, warm from the right and cool from the left, brighter above: `[H, W, 3]`.
+
+    Rotary attention knows only distances: this light, the same in every film, is how a model can tell left from right.
+    """
+    x = torch.linspace(-1, 1, WIDTH).expand(HEIGHT, WIDTH)
+    y = torch.linspace(1, -1, HEIGHT)[:, None].expand(HEIGHT, WIDTH)
+    return torch.stack([0.13 * x, 0.1 * y, -0.13 * x], dim=-1)
 
 
 _PANORAMAS = {name: _panorama(place) for name, place in PLACES.items()}
+_LIGHT = _light()
 
 
 def _background(shot: Shot, seconds: Tensor) -> Tensor:
@@ -193,9 +204,9 @@ def _background(shot: Shot, seconds: Tensor) -> Tensor:
     part = (shift - whole)[:, None, None, None]
     columns = (whole[:, None] + torch.arange(WIDTH + 1)) % (2 * WIDTH)  # [F, W + 1]
     if CAMERAS[shot.camera] == 0.0:
-        return panorama[None, :, :WIDTH].repeat(len(seconds), 1, 1, 1)
+        return (panorama[:, :WIDTH] + _LIGHT)[None].repeat(len(seconds), 1, 1, 1)
     strip = panorama[:, columns].transpose(0, 1)  # [F, H, W + 1, 3]
-    return strip[:, :, :-1].lerp(strip[:, :, 1:], part)
+    return strip[:, :, :-1].lerp(strip[:, :, 1:], part) + _LIGHT
 
 
 class Motion(NamedTuple):

@@ -20,6 +20,7 @@ from .storyworld import Film, FilmSettings, random_film
 from .tiny_vae import FIRST_TEST_SEED
 
 FLOW_SHIFT = 5.0
+FIRST_CLEAN_SHARE = 0.8
 
 
 class Stage(NamedTuple):
@@ -100,6 +101,8 @@ def draw_sigmas(clips: int, chunks: int, clean_share: float, generator: torch.Ge
     u = torch.rand(clips, chunks, generator=generator)
     sigmas = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
     clean = torch.rand(clips, chunks, generator=generator) < clean_share
+    # Nothing comes before the first chunk, so it teaches nothing about reading; as history it is worth most clean.
+    clean[:, 0] |= torch.rand(clips, generator=generator) < FIRST_CLEAN_SHARE
     return sigmas.masked_fill(clean, 0.0)
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from numerics import FORWARD_ERROR, relative_error
+from safetensors.torch import load_file
 
 from longreel.memory.training.causal import predict_flow
 from longreel.memory.training.clips import ClipBatch, TileCodec, clip_batch, decode_latents, encode_film
+from longreel.memory.training.export import save_weights
 from longreel.memory.training.muon import orthogonalise
 from longreel.memory.training.recall import compare_looks, measure_recall, recall_film
 from longreel.memory.training.storyworld import FilmSettings, first_rgb_frame, random_film, render_film
@@ -160,3 +162,15 @@ def test_latents_and_pictures_go_through_the_codec_in_the_order_of_frames(codec:
     latents = encode_film(film, codec)
     assert latents.shape == (16, 3, 12, 16)
     assert decode_latents(latents, codec).shape == (9, 96, 128, 3)
+
+
+def test_weights_come_back_from_shards_of_bounded_size(tmp_path: Path) -> None:
+    weights = {f"layer.{index}": torch.full((64, 64), float(index)) for index in range(5)}
+    (tmp_path / "tiny_wan-00009-of-00009.safetensors").write_bytes(b"left from an older model")
+    paths = save_weights(weights, tmp_path, "wan", shard_bytes=20_000)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert len(paths) == 3
+    assert all(path.stat().st_size < 21_000 for path in paths)
+    loaded = {name: tensor for path in paths for name, tensor in load_file(path).items()}
+    assert all(torch.equal(loaded[name].float(), weights[name]) for name in weights)
+    assert loaded["layer.1"].dtype == torch.bfloat16
