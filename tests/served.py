@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 from shipped import API_FOLDER, TINY, read_json
 
 COMMAND = [sys.executable, "-c", "import sys; from longreel.nodes.headless.cli import main; sys.exit(main())", "serve"]
@@ -55,9 +54,7 @@ class Server:
     def __enter__(self) -> Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                COMMAND + self.arguments, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            self.process = subprocess.Popen(COMMAND + self.arguments, stdout=log, stderr=subprocess.STDOUT)
         self.wait_for(self.answers, START_SECONDS, "the server to start")
         return self
 
@@ -74,9 +71,12 @@ class Server:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def kill(self) -> None:
-        """SIGKILL for the command and the server: nobody gets to clean up."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=60)
+        """SIGKILL for the server and the command that started it: nobody gets to clean up."""
+        processes = [*psutil.Process(self.process.pid).children(recursive=True), self.process]
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait(timeout=60)
 
     def answers(self) -> bool:
         """Whether the server takes requests by now."""

@@ -117,8 +117,7 @@ def test_a_killed_server_leaves_nothing_that_is_wrong(
         (film / "chunks" / "00015.safetensors").write_bytes(b"half of a chu")
         (film / "segments").mkdir(exist_ok=True)
         (film / "segments" / "00015.mp4").write_bytes(b"half of a pict")
-    assert kept[0] < 16
-    assert kept == sorted(kept)
+    assert all(wanted <= chunks < 16 for wanted, chunks in zip((1, 5, 9), kept, strict=True)), kept
     record_property("chunks kept at each kill", kept)
     with Server(tmp_path, "--no-frontend") as server:
         server.render(prompt)
