@@ -14,6 +14,7 @@ from comfy_execution.graph import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor
 
+from ..memory.project import check_project_name
 from .film import Film
 from .planned_storyboard import PlannedStoryboard
 from .sockets import StoryboardSocket, TraceSocket
@@ -91,6 +92,16 @@ class ChunkedARSampler(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, project: str | None = None) -> bool | str:
+        """A bad project name is told when the workflow is queued; a linked one is checked when it is there."""
+        try:
+            if project is not None:
+                check_project_name(project)
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import comfy.k_diffusion.sampling
 import comfy.samplers
 import comfy.sd
 import latent_preview
@@ -21,16 +22,19 @@ from torch import Tensor
 from ..memory.chunks import Chunk, Plan
 from ..memory.config import MemoryConfig
 from ..memory.film import join_segments, pictures_to_uint8, write_segment
+from ..memory.positions import assign_times
 from ..memory.project import Project, check_project_name
 from ..memory.rollout import FinishedChunk
 from ..memory.trace import Trace
 from .host.attach import attach_memory, memory_config, plan_memory
+from .host.conditioning import check_conditioning
 from .host.film_sampler import FilmSampler, SeededNoise
 from .host.fingerprint import conditioning_fingerprint, tensor_fingerprint, weights_fingerprint
 from .host.guider import FilmGuider
 from .host.streaming_decode import StreamingDecoder
 from .planned_storyboard import PlannedStoryboard
 
+SIGMA_ROUNDING = 1e-4
 PATCH_PIXELS = 2  # latent rows and columns that Wan joins into a token
 
 
@@ -85,6 +89,7 @@ class Film:
         check_project_name(self.project)
         plan_memory(self.remembering, self._sampler(None, None), streams=1)
         self._check_options()
+        self._check_positions()
         step = self._pixels_per_latent * PATCH_PIXELS
         for name, pixels in (("width", self.width), ("height", self.height)):
             if pixels % step or pixels < step:
@@ -113,20 +118,28 @@ class Film:
             raise ValueError(
                 "Memory lives on one GPU, but this model is spread over several. Remove the MultiGPU node."
             )
-        for number, conditioning in enumerate((*self.storyboard.conditionings, self.storyboard.negative), start=1):
-            if len(conditioning) != 1:
-                raise ValueError(
-                    f"Conditioning {number} of the storyboard needs exactly one prompt, got {len(conditioning)}. Memory "
-                    "keeps one history; write one prompt a shot."
-                )
+        if getattr(self.sampler, "sampler_function", None) is comfy.k_diffusion.sampling.sample_ar_video:
+            raise ValueError(
+                "The sampler input needs one that makes a single chunk, got Sampler AR Video, which makes whole films "
+                "itself. Leave the input empty: the Chunked AR Sampler does the same, with memory."
+            )
+        for number, conditioning in enumerate(self.storyboard.conditionings, start=1):
+            check_conditioning(f"Shot {number}", conditioning)
+        check_conditioning("The negative prompt", self.storyboard.negative)
+
+    def _check_positions(self) -> None:
+        config = memory_config(self.remembering) or MemoryConfig()
+        first = range(self.plan.longest_chunk)
+        assign_times(config.positions, (), first, config.trained_frames)
 
     def _check_sigmas(self) -> None:
         levels = self.sigmas.tolist()
         falling = all(high > low for high, low in pairwise(levels))
-        if len(levels) < 2 or levels[-1] != 0 or not falling:
+        noisiest = float(self.model.get_model_object("model_sampling").sigma_max)
+        if len(levels) < 2 or levels[-1] != 0 or not falling or levels[0] > noisiest + SIGMA_ROUNDING:
             raise ValueError(
-                f"Sigmas need to fall from noise to 0, got {[round(level, 4) for level in levels]}. Connect Basic "
-                "Scheduler ('simple', 4 steps, denoise 1) to the sigmas input."
+                f"Sigmas need to fall from at most {noisiest:g} to 0, got {[round(level, 4) for level in levels]}. "
+                "Connect Basic Scheduler ('simple', 4 steps, denoise 1) with this model to the sigmas input."
             )
 
     def make(self, root: Path, tell: Callable[[str], None] = lambda text: None) -> FilmResult:

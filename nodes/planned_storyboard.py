@@ -10,6 +10,7 @@ from ..memory.chunks import Plan, plan_chunks, snap_shots, snapped_times
 from ..memory.storyboard import Storyboard
 
 SUPPORTED_TRANSITIONS = ("keep", "recache")
+SLOWEST_FPS, FASTEST_FPS = 1.0, 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,11 @@ def plan_storyboard(
 ) -> PlannedStoryboard:
     """Snap the shots to chunks.
 
-    Raises ValueError when a shot is too short for a chunk or asks for a transition that does not exist yet.
+    Raises ValueError when the frame rate makes no film, or a shot is too short for a chunk or asks for a transition
+    that does not exist yet.
     """
+    if not SLOWEST_FPS <= fps <= FASTEST_FPS:
+        raise ValueError(f"The film needs {SLOWEST_FPS:g} to {FASTEST_FPS:g} fps, got {fps:g}. Use 16 for Wan.")
     for number, shot in enumerate(board.shots, start=1):
         if shot.transition.kind not in SUPPORTED_TRANSITIONS:
             raise ValueError(

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..memory.storyboard_parser import read_storyboard
-from .planned_storyboard import PlannedStoryboard, plan_storyboard
+from .planned_storyboard import FASTEST_FPS, SLOWEST_FPS, PlannedStoryboard, plan_storyboard
 from .sockets import StoryboardSocket
 
 EXAMPLE = """style: soft watercolour
@@ -47,8 +47,8 @@ class StoryboardNode(io.ComfyNode):
                 io.Float.Input(
                     "fps",
                     default=16.0,
-                    min=1.0,
-                    max=120.0,
+                    min=SLOWEST_FPS,
+                    max=FASTEST_FPS,
                     step=0.01,
                     tooltip="Frames a second of the film. Wan models were trained at 16; turning it up makes the same "
                     "seconds cost more chunks.",
@@ -70,6 +70,16 @@ class StoryboardNode(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
+        """A mistake in the text is told when the workflow is queued; a linked text is read when it is there."""
+        try:
+            if text is not None:
+                read_storyboard(text)
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, text: str, clip: comfy.sd.CLIP, negative: str, fps: float, chunk: int) -> io.NodeOutput:

@@ -144,12 +144,12 @@ class WanAdapter:
         network = model.get_model_object("diffusion_model")
         for layer in range(len(network.blocks)):
             key = f"diffusion_model.blocks.{layer}.self_attn.forward"
-            held = model.object_patches.get(key)
-            if held is not None and not isinstance(held, WanAttention):
-                raise ValueError(
-                    f"Memory needs the attention slot {key}, but another node already holds it ({held!r:.80}). Remove "
-                    "that node from the model's wire, or render without Sparse KV Memory."
-                )
+            for place, held in model.object_patches.items():
+                if f"{key}.".startswith(f"{place}.") and not isinstance(held, WanAttention):
+                    raise ValueError(
+                        f"Memory needs the attention slot {key}, but another node already holds {place} "
+                        f"({held!r:.80}). Remove that node from the model's wire, or render without Sparse KV Memory."
+                    )
             module = network.blocks[layer].self_attn
             original = type(module).forward.__get__(module)
             model.add_object_patch(key, WanAttention(layer, module, original))
