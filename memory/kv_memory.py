@@ -39,6 +39,7 @@ class KVMemory:
         self._places: list[Placement | None] = []
         self._versions: dict[int, int] = {}
         self._commits = 0
+        self._written: set[tuple[int, int]] = set()
         self._pool: tuple[Tensor, Tensor] | None = None
         self._working: tuple[Tensor, Tensor] | None = None
 
@@ -97,10 +98,12 @@ class KVMemory:
     def reserve(self, frames: range) -> None:
         """Set slots aside for frames that are about to be committed."""
         self.table.reserve(frames)
+        self._written.clear()
 
     def write(self, layer: int, stream: int, k_timeless: Tensor, v: Tensor) -> None:
         """Store one layer's keys, free of time, and values `[L, H, D]` in the reserved slots."""
         assert self._pool is not None
+        self._written.add((layer, stream))
         tokens = self.spec.frame_tokens
         for index, frame in enumerate(self.table.reserved):
             rows = self._rows(self.table.reserved_slot(frame))
@@ -109,7 +112,16 @@ class KVMemory:
             self._pool[1][stream, layer, rows] = v[source]
 
     def publish(self) -> None:
-        """Make the written frames readable from the next chunk on, and forget what no later chunk will read."""
+        """Make the written frames readable from the next chunk on, and forget what no later chunk will read.
+
+        Raises RuntimeError when a layer was not written, as when another node skips the model at t = 0.
+        """
+        missing = self.streams * self.spec.layers - len(self._written)
+        if missing:
+            raise RuntimeError(
+                f"Memory needs every layer of the model to be run on the finished chunk, but {missing} were skipped. "
+                "Remove step caches (TeaCache, EasyCache, MagCache) and layer-skipping nodes from the model's wire."
+            )
         self._commits += 1
         self._versions.update(dict.fromkeys(self.table.reserved, self._commits))
         self.table.publish()

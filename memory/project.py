@@ -176,6 +176,16 @@ class Project:
             return None
         return safetensors.torch.load(data)[_LATENTS]
 
+    def require_chunk(self, index: int) -> Tensor:
+        """The latents of a finished chunk; ProjectError where they are not there whole."""
+        latents = self.load_chunk(index)
+        if latents is None:
+            raise ProjectError(
+                f"The film needs {self.chunk_path(index)} as it was written, but it is missing or was changed since. "
+                "Queue again: this chunk and those after it are made anew."
+            )
+        return latents
+
     def record_segment(self, index: int, pictures: int) -> None:
         """Believe in the video at `segment_path(index)` from now on; with 0 pictures no file is needed.
 

@@ -80,7 +80,10 @@ class Rollout:
         self._recent = {past: kept for past, kept in self._recent.items() if remembered.intersection(past)}
 
     def _recache(self, shot: int) -> tuple[int, ...]:
-        """Frames of the window, encoded anew, oldest first; sink frames stay as they are."""
+        """Frames of the window, encoded anew, oldest first; chunks that hold sink frames stay as they are.
+
+        Without a window that is all of the film behind the sink.
+        """
         memory = self._session.memory
         sink = memory.config.sink_frames
         pieces = [(frames, latents) for frames, latents in self._recent.items() if frames.start >= sink]

@@ -73,11 +73,10 @@ class RunSession:
         self.phase = Phase.COMMIT
         try:
             yield
+            self.memory.publish()
         except BaseException:
             self.memory.abandon()
             raise
-        else:
-            self.memory.publish()
         finally:
             self.phase = Phase.DENOISE
 

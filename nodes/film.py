@@ -29,7 +29,7 @@ from ..memory.trace import Trace
 from .host.attach import attach_memory, memory_config, plan_memory
 from .host.conditioning import check_conditioning
 from .host.film_sampler import FilmSampler, SeededNoise
-from .host.fingerprint import conditioning_fingerprint, tensor_fingerprint, weights_fingerprint
+from .host.fingerprint import conditioning_fingerprint, model_fingerprint, tensor_fingerprint
 from .host.guider import FilmGuider
 from .host.streaming_decode import StreamingDecoder
 from .planned_storyboard import PlannedStoryboard
@@ -190,8 +190,8 @@ class Film:
         shots = [conditioning_fingerprint(shot) for shot in self.storyboard.conditionings]
         sampler = self.sampler
         return {
-            "model": weights_fingerprint(self.remembering),
-            "vae": None if self.vae is None else weights_fingerprint(self.vae.patcher),
+            "model": model_fingerprint(self.remembering),
+            "vae": None if self.vae is None else model_fingerprint(self.vae.patcher),
             "prompts": shots,
             "negative": conditioning_fingerprint(self.storyboard.negative),
             "plan": self.plan.summary(),
@@ -243,9 +243,7 @@ class Recorder:
     def decode_rest(self) -> None:
         """Decode finished chunks whose pictures an earlier run did not come to."""
         for chunk in self._film.plan.chunks[self._project.finished_segments :]:
-            latents = self._project.load_chunk(chunk.index)
-            assert latents is not None
-            self._decode(chunk, latents)
+            self._decode(chunk, self._project.require_chunk(chunk.index))
 
     def join(self) -> None:
         """Join the segments that are there into the film."""

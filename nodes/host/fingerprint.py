@@ -30,14 +30,16 @@ def tensor_fingerprint(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def weights_fingerprint(patcher: ModelPatcher) -> str:
-    """Hash of a model's classes, of samples of its weights, and of the LoRAs and patches on it.
+def model_fingerprint(patcher: ModelPatcher) -> str:
+    """Hash of a model's classes, of samples of its weights, and of the LoRAs, patches and wrappers on it.
 
     Weights are taken as they were loaded, so the hash does not depend on whether a LoRA is merged at the moment.
+    Functions are known by name and objects by their plain values; what else they do cannot be seen.
     """
     digest = hashlib.sha256(type(patcher.model).__name__.encode())
     weights = _original_weights(patcher)
-    for key in _spread(sorted(weights)):
+    matrices = [key for key in sorted(weights) if weights[key].ndim > 1]
+    for key in _spread(matrices or sorted(weights)):
         digest.update(key.encode())
         _add_sample(digest, weights[key])
     for key in sorted(patcher.patches):
@@ -46,10 +48,25 @@ def weights_fingerprint(patcher: ModelPatcher) -> str:
             digest.update(repr((patch[0], patch[2])).encode())
             for tensor in _tensors(patch[1]):
                 _add_sample(digest, tensor)
-    options = patcher.model_options.get("transformer_options", {})
-    digest.update(repr((sorted(options.get("patches", {})), options.get("rope_options"))).encode())
-    digest.update(repr(sorted(patcher.object_patches)).encode())
+    digest.update(_described([patcher.object_patches, patcher.wrappers, patcher.model_options]).encode())
     return digest.hexdigest()
+
+
+def _described(value: Any) -> str:
+    """A text that is the same for equal settings: values as they are, functions and objects by name and plain values."""
+    if isinstance(value, Mapping):
+        pairs = sorted((repr(key), _described(entry)) for key, entry in value.items())
+        return "{" + ", ".join(f"{key}: {entry}" for key, entry in pairs) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_described(entry) for entry in value) + "]"
+    if isinstance(value, (int, float, str, bool, torch.dtype, type(None))):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return tensor_fingerprint(value)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    attributes = getattr(value, "__dict__", {})
+    plain = {key: entry for key, entry in attributes.items() if isinstance(entry, (int, float, str, bool))}
+    return f"{named.__module__}.{named.__qualname__}{_described(plain)}"
 
 
 def _original_weights(patcher: ModelPatcher) -> Mapping[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from longreel.memory.positions import PositionPolicy, Times, assign_times
 
 TRAINED = 21

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from longreel.memory import storyboard_parser
 from longreel.memory.characters import Character, find_mentions
 from longreel.memory.storyboard import (

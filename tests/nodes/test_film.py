@@ -15,6 +15,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from film import FOUR_STEPS
 
 from longreel.memory.config import MemoryConfig
@@ -159,8 +160,14 @@ def test_whatever_changes_the_film_is_another_setting(film: Film, model: ModelPa
     lora = model.clone()
     key = "diffusion_model.blocks.0.ffn.0.weight"
     lora.add_patches({key: ("diff", (torch.ones_like(model.model.state_dict()[key]),))}, 0.5)
+    shifted = set_shift(model, 3.0)
+    overridden = model.clone()
+    overridden.model_options["transformer_options"]["optimized_attention_override"] = overridden_attention
     variants = [
         film,
+        changed(film, model=shifted),
+        changed(film, model=set_shift(model, 4.0)),
+        changed(film, model=overridden),
         changed(film, model=lora),
         changed(film, model=attach_memory(model, MemoryConfig(window_frames=6))),
         changed(film, storyboard=storyboard(BOARD.replace("beach", "forest"))),
@@ -174,6 +181,15 @@ def test_whatever_changes_the_film_is_another_setting(film: Film, model: ModelPa
     ]
     settings = {json.dumps(variant._settings(), sort_keys=True) for variant in variants}
     assert len(settings) == len(variants)
+
+
+def overridden_attention(attention: Any, *args: Any, **kwargs: Any) -> Any:
+    return attention(*args, **kwargs)
+
+
+def set_shift(model: ModelPatcher, shift: float) -> ModelPatcher:
+    """The same model at another flow shift, as Model Sampling SD3 gives it."""
+    return ModelSamplingSD3().patch(model, shift)[0]
 
 
 def test_settings_do_not_depend_on_whether_the_model_is_loaded(film: Film, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from film import FOUR_STEPS, FULL, LATENT_CHANNELS, TINY_SIZE, prompt, render
 from torch import Tensor
 
@@ -126,3 +127,13 @@ def test_shot_two_reads_the_pages_of_shot_one(model: ModelPatcher, cfg: float, w
     without = [shot_two(model, prompt(seed, 3), forgetful, cfg, words) for seed in (10, 11)]
     assert not torch.equal(*with_memory)
     assert torch.equal(*without)
+
+
+def test_a_node_that_skips_the_finished_chunk_is_one_clear_error(model: ModelPatcher) -> None:
+    def skip_clean(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return x if float(timestep.max()) == 0 else executor(x, timestep, *args, **kwargs)
+
+    caching = model.clone()
+    caching.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "step cache", skip_clean)
+    with pytest.raises(RuntimeError, match=r"2 were skipped.*Remove step caches"):
+        render(caching)
