@@ -72,11 +72,17 @@ class MemoryConfig:
             raise ValueError(f"The trained length needs at least 1 frame, got {self.trained_frames}.")
 
     def check_chunk(self, chunk_frames: int) -> None:
-        """Raises ValueError when a chunk of this many frames does not fit into the window."""
+        """Raises ValueError when a chunk of this many frames does not fit into the window or the trained length."""
         if self.window_frames is not None and chunk_frames > self.window_frames:
             raise ValueError(
                 f"A chunk of {chunk_frames} frames is longer than the window of {self.window_frames} frames: the window "
-                f"counts the chunk being made. Set the window to {chunk_frames} or more, or make the chunk shorter."
+                f"counts the chunk being made. Set 'window' of Sparse KV Memory to {chunk_frames} or more (add that node "
+                "if it is not there), or turn 'chunk' of Storyboard down."
+            )
+        if self.positions is PositionPolicy.CLAMPED and chunk_frames >= self.trained_frames:
+            raise ValueError(
+                f"Positions 'clamped' need a trained length above the chunk's {chunk_frames} frames, got "
+                f"{self.trained_frames}. Turn 'trained_frames' of Sparse KV Memory up, or choose other positions."
             )
 
     def history_frames(self, chunk_frames: int, film_frames: int) -> int:

@@ -72,12 +72,16 @@ class SegmentRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is known about a film on disk; a new one is made for every change and replaces the old one whole."""
+    """What is known about a film on disk; a new one is made for every change and replaces the old one whole.
+
+    `pictures_of` tells which VAE made the segments, or is None where there was none.
+    """
 
     settings: Mapping[str, Any]
     settings_hash: str
     chunks: tuple[ChunkRecord, ...] = ()
     segments: tuple[SegmentRecord, ...] = ()
+    pictures_of: str | None = None
 
     @classmethod
     def begin(cls, settings: Mapping[str, object]) -> Manifest:
@@ -106,7 +110,7 @@ class Manifest:
             raise ValueError(f"{path.name} is not a manifest of version {version}: {error!r}.") from error
         if manifest.settings_hash != content.get("settings_hash"):
             raise ValueError(f"{path.name} has other settings than its hash says.")
-        return replace(manifest, chunks=chunks, segments=segments)
+        return replace(manifest, chunks=chunks, segments=segments, pictures_of=content.get("pictures_of"))
 
     def write(self, path: Path) -> None:
         """Put this manifest in the place of the one on disk."""
@@ -116,6 +120,7 @@ class Manifest:
             "settings": self.settings,
             "chunks": [asdict(chunk) for chunk in self.chunks],
             "segments": [asdict(segment) for segment in self.segments],
+            "pictures_of": self.pictures_of,
         }
         with whole_file(path) as part:
             part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

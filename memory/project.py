@@ -69,15 +69,16 @@ class Project:
         self._lock: filelock.BaseFileLock | None = None
 
     @classmethod
-    def open(cls, root: Path, name: str, settings: Mapping[str, object]) -> Project:
+    def open(cls, root: Path, name: str, settings: Mapping[str, object], pictures_of: str | None = None) -> Project:
         """The film `name` under `root`: the one that is there where the settings are the same, otherwise a new one.
 
+        `pictures_of` names the VAE that decodes it, if one does: pictures of another VAE are made again.
         Settings are whatever changes the film, ready for JSON. An earlier film with other settings is moved to
         `name.1`, `name.2`, ... Raises ValueError for a name that is no folder name, ProjectError where the folder
         cannot be used, before anything is made.
         """
         check_project_name(name)
-        new = Manifest.begin(settings)
+        new = replace(Manifest.begin(settings), pictures_of=pictures_of)
         with explained(f"write into {root}"):
             root.mkdir(parents=True, exist_ok=True)
             lock = _locked(root, name)
@@ -176,6 +177,11 @@ class Project:
             return None
         return safetensors.torch.load(data)[_LATENTS]
 
+    def save_storyboard(self, text: str) -> None:
+        """Keep the storyboard, as JSON, beside the film; ProjectError where the disk refuses."""
+        with explained(f"keep the storyboard in {self.folder}"), whole_file(self.folder / "storyboard.json") as part:
+            part.write_text(text, encoding="utf-8")
+
     def require_chunk(self, index: int) -> Tensor:
         """The latents of a finished chunk; ProjectError where they are not there whole."""
         latents = self.load_chunk(index)
@@ -233,7 +239,7 @@ def _settled(folder: Path, new: Manifest) -> Project:
     """The project in a folder that is ours alone by now: continued, begun in place, or begun beside an earlier film."""
     earlier, trouble = _earlier_film(folder)
     if earlier is not None and earlier.settings_hash == new.settings_hash:
-        return _continued(folder, earlier)
+        return _continued(folder, earlier, new.pictures_of or earlier.pictures_of)
     set_aside = None
     report = ""
     if trouble or (earlier is not None and earlier.chunks):
@@ -271,19 +277,19 @@ def _earlier_film(folder: Path) -> tuple[Manifest | None, str]:
         return None, "The notes of the earlier film cannot be read"
 
 
-def _continued(folder: Path, earlier: Manifest) -> Project:
+def _continued(folder: Path, earlier: Manifest, pictures_of: str | None) -> Project:
     for part in (folder, folder / _CHUNKS, folder / _SEGMENTS):
         part.mkdir(exist_ok=True)
         remove_parts(part)
     chunks = _leading(earlier.chunks, lambda chunk: chunk.file.matches(_chunk_path(folder, chunk.index)))
     segments = _leading(
-        earlier.segments[: len(chunks)],
+        earlier.segments[: len(chunks)] if pictures_of == earlier.pictures_of else (),
         lambda segment: segment.file is None or segment.file.matches(_segment_path(folder, segment.index)),
     )
     report = f"The film goes on after {len(chunks)} finished chunks." if earlier.chunks else ""
     if len(chunks) < len(earlier.chunks):
         report += f" Chunk {len(chunks)} is damaged or missing, so it and those after it are made again."
-    manifest = replace(earlier, chunks=chunks, segments=segments)
+    manifest = replace(earlier, chunks=chunks, segments=segments, pictures_of=pictures_of)
     manifest.write(folder / _MANIFEST)  # a folder that turned read-only is to be noticed now, not after the first chunk
     project = Project(folder, manifest, report=report)
     _cut(project.trace_path, chunks[-1].trace_bytes if chunks else 0)

@@ -69,7 +69,7 @@ class ChunkedARSampler(io.ComfyNode):
                     "project",
                     default="film",
                     tooltip="Folder of this film in output/longreel. With the same settings a stopped film goes on; with "
-                    "others the earlier film is kept beside it as NAME.1, NAME.2, ...",
+                    "others the earlier film is kept beside it as NAME.1, NAME.2, ... Give every sampler its own name.",
                 ),
                 io.Sampler.Input(
                     "sampler",

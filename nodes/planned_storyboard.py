@@ -37,15 +37,15 @@ class PlannedStoryboard:
         """Shots that encode the window anew under their prompt."""
         return frozenset(i for i, shot in enumerate(self.board.shots) if shot.transition.kind == "recache")
 
-    def to_json(self) -> str:
-        """The storyboard, and when each shot starts and ends once it is snapped to chunks."""
-        times = snapped_times(self.plan(), self.fps)
+    def to_json(self, plan: Plan | None = None) -> str:
+        """The storyboard, and when each shot starts and ends in its film: that of `plan`, or one without start image."""
+        times = snapped_times(plan or self.plan(), self.fps)
         rows = [
             {"start_seconds": start, "end_seconds": end, "chunks": chunks, "prompt": shot.prompt}
             for (start, end), chunks, shot in zip(times, self.chunks_per_shot, self.board.shots, strict=True)
         ]
-        plan = {"fps": self.fps, "frames_per_chunk": self.frames_per_chunk, "shots": rows}
-        return json.dumps({**json.loads(self.board.to_json()), "plan": plan}, ensure_ascii=False, indent=1)
+        snapped = {"fps": self.fps, "frames_per_chunk": self.frames_per_chunk, "shots": rows}
+        return json.dumps({**json.loads(self.board.to_json()), "plan": snapped}, ensure_ascii=False, indent=1)
 
     def summary(self) -> str:
         """One line a shot, for people."""

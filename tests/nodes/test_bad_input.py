@@ -212,14 +212,21 @@ BAD_FILMS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "sigmas that rise": (changed(sigmas=torch.tensor([0.5, 1.0, 0.0])), ("Sigmas", "[0.5, 1.0, 0.0]")),
     "no sigmas": (changed(sigmas=torch.tensor([])), ("Sigmas", "got []")),
     "sigmas that are no numbers": (changed(sigmas=torch.tensor([float("nan"), 0.0])), ("Sigmas", "nan")),
-    "sigmas of another model": (changed(sigmas=torch.tensor([14.6, 0.0])), ("at most 1 ", "14.6", "with this model")),
+    "sigmas of another model": (changed(sigmas=torch.tensor([14.6, 0.0])), ("from 1 to 0", "14.6", "with this model")),
+    "sigmas of a denoise below 1": (changed(sigmas=torch.tensor([0.6, 0.0])), ("from 1 to 0", "0.6", "denoise 1")),
+    "a memory larger than the device": (
+        lambda film: changed(width=16_384, height=16_384, storyboard=planned("[60s] a beach"))(
+            remembering(window_frames=4096)(film)
+        ),
+        ("GiB, but the device has", "window + sink"),
+    ),
     "a sampler of whole films": (
         lambda film: changed(sampler=comfy.samplers.ksampler("ar_video"))(film),
         ("Sampler AR Video", "Leave the input empty"),
     ),
     "a chunk longer than the window": (
         remembering(window_frames=2),
-        ("chunk of 3 frames", "window of 2", "Set the window to 3"),
+        ("chunk of 3 frames", "window of 2", "Set 'window' of Sparse KV Memory to 3"),
     ),
     "no trained length beyond the chunk": (
         remembering(positions=PositionPolicy.CLAMPED, trained_frames=3),

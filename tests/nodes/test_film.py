@@ -23,11 +23,12 @@ from longreel.memory.film import read_pictures
 from longreel.memory.project import Project, ProjectError
 from longreel.memory.storyboard_parser import read_storyboard
 from longreel.memory.trace import read_trace
-from longreel.nodes.film import Film, FilmResult, Recorder
+from longreel.nodes.film import Film, FilmResult
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_vae, build_tiny_wan
 from longreel.nodes.host.demo_text import build_demo_clip
 from longreel.nodes.planned_storyboard import PlannedStoryboard, plan_storyboard
+from longreel.nodes.recorder import Recorder
 
 BOARD = """
 @anna: a girl in a red coat
@@ -135,6 +136,30 @@ def test_videos_that_were_lost_are_decoded_again_without_sampling(
     assert digests(film.make(tmp_path).folder) == digests(made.folder)
 
 
+def test_a_film_made_without_a_vae_is_decoded_later_without_sampling(
+    film: Film, made: FilmResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert changed(film, vae=None).make(tmp_path).video is None
+    monkeypatch.setattr(Film, "_run", lambda *args: pytest.fail("sampled again"))
+    assert digests(film.make(tmp_path).folder) == digests(made.folder)
+
+
+def test_another_vae_makes_the_pictures_again_and_keeps_the_latents(
+    film: Film, made: FilmResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made.folder, tmp_path / "film")
+    monkeypatch.setattr(Film, "_run", lambda *args: pytest.fail("sampled again"))
+    other = digests(changed(film, vae=build_tiny_vae(dim=8, seed=5)).make(tmp_path).folder)
+    before = digests(made.folder)
+    assert {name for name in before if before[name] == other[name]} == {n for n in before if n.startswith("chunks")}
+
+
+def test_the_storyboard_lies_beside_the_film_and_can_be_read_again(film: Film, made: FilmResult) -> None:
+    text = (made.folder / "storyboard.json").read_text(encoding="utf-8")
+    assert read_storyboard(text) == film.storyboard.board
+    assert json.loads(text)["plan"]["shots"][-1]["end_seconds"] == film.plan.pixel_frames / 16
+
+
 def test_a_finished_film_is_not_made_again(
     film: Film, made: FilmResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,8 +170,8 @@ def test_a_finished_film_is_not_made_again(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": 2, "vae": None}, {"sigmas": torch.tensor([1.0, 0.0])}],
-    ids=["seed and vae", "sigmas"],
+    [{"seed": 2}, {"sigmas": torch.tensor([1.0, 0.0])}],
+    ids=["seed", "sigmas"],
 )
 def test_a_film_with_other_settings_leaves_the_earlier_one_beside_it(
     film: Film, made: FilmResult, tmp_path: Path, changes: dict[str, Any]
@@ -175,7 +200,6 @@ def test_whatever_changes_the_film_is_another_setting(film: Film, model: ModelPa
         changed(film, seed=2),
         changed(film, cfg=1.5),
         changed(film, width=80),
-        changed(film, vae=None),
         changed(film, sampler=comfy.samplers.ksampler("euler")),
         changed(film, sampler=comfy.samplers.ksampler("lcm")),
     ]

@@ -1,0 +1,95 @@
+"""What would fail later is refused at once: before a model is loaded or a file is written."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import comfy.k_diffusion.sampling
+import comfy.model_management
+
+from ..memory.project import check_project_name
+from .host.attach import plan_memory
+from .host.conditioning import check_conditioning
+from .host.guider import FilmGuider
+from .host.streaming_decode import StreamingDecoder
+
+if TYPE_CHECKING:
+    from .film import Film
+
+PATCH_PIXELS = 2  # latent rows and columns that Wan joins into a token
+SIGMA_ROUNDING = 1e-4  # schedulers and the model's own table round the first level differently
+NOISIEST_SHARE = 0.9  # chunks start from noise alone; below this the schedule was cut by a denoise under 1
+
+
+def check_film(film: Film) -> None:
+    """Raises ValueError for anything in the film that would fail later."""
+    check_project_name(film.project)
+    _check_options(film)
+    _check_size(film)
+    _check_sigmas(film)
+    _check_start(film)
+    if film.vae is not None:
+        StreamingDecoder(film.vae)
+    _check_memory(film)
+
+
+def _check_options(film: Film) -> None:
+    if film.model.model_options.get("context_handler") is not None:
+        raise ValueError(
+            "Context windows and memory cannot be combined: memory already bounds what is read. Remove the Context "
+            "Windows node from the model's wire."
+        )
+    if film.model.get_additional_models_with_key("multigpu"):
+        raise ValueError("Memory lives on one GPU, but this model is spread over several. Remove the MultiGPU node.")
+    if getattr(film.sampler, "sampler_function", None) is comfy.k_diffusion.sampling.sample_ar_video:
+        raise ValueError(
+            "The sampler input needs one that makes a single chunk, got Sampler AR Video, which makes whole films "
+            "itself. Leave the input empty: the Chunked AR Sampler does the same, with memory."
+        )
+    for number, conditioning in enumerate(film.storyboard.conditionings, start=1):
+        check_conditioning(f"Shot {number}", conditioning)
+    check_conditioning("The negative prompt", film.storyboard.negative)
+
+
+def _check_size(film: Film) -> None:
+    step = film.pixels_per_latent * PATCH_PIXELS
+    for name, pixels in (("width", film.width), ("height", film.height)):
+        if pixels % step or pixels < step:
+            nearest = max(step, round(pixels / step) * step)
+            raise ValueError(f"The {name} needs to be a multiple of {step}, got {pixels}. Use {nearest}.")
+
+
+def _check_sigmas(film: Film) -> None:
+    levels = film.sigmas.tolist()
+    falling = all(high > low for high, low in pairwise(levels))
+    noisiest = float(film.model.get_model_object("model_sampling").sigma_max)
+    right = len(levels) > 1 and levels[-1] == 0 and falling
+    if not right or not NOISIEST_SHARE * noisiest <= levels[0] <= noisiest + SIGMA_ROUNDING:
+        raise ValueError(
+            f"Sigmas need to fall from {noisiest:g} to 0, got {[round(level, 4) for level in levels]}. "
+            "Connect Basic Scheduler ('simple', 4 steps, denoise 1) with this model to the sigmas input."
+        )
+
+
+def _check_start(film: Film) -> None:
+    if film.start is None:
+        return
+    needed = (1, film.channels, 1, *film.latent_size)
+    if tuple(film.start.shape) != needed:
+        raise ValueError(
+            f"The start image needs a video latent of one frame {list(needed)}, got {list(film.start.shape)}. "
+            f"Scale one image to {film.width}x{film.height} and encode it with the VAE of this Wan model."
+        )
+
+
+def _check_memory(film: Film) -> None:
+    guider = FilmGuider(film.remembering, film.storyboard.conditionings, film.storyboard.negative, film.cfg)
+    memory = plan_memory(film.remembering, film.film_sampler(None, None), guider.streams)
+    total = comfy.model_management.get_total_memory(film.model.load_device)
+    if memory.peak_bytes > total:
+        raise ValueError(
+            f"The memory of this film needs {memory.peak_bytes / 2**30:.1f} GiB, but the device has "
+            f"{total / 2**30:.1f} GiB. Take the preset 'window + sink' of Sparse KV Memory, turn window or sink down, "
+            "or make the picture smaller."
+        )
