@@ -23,7 +23,7 @@ import server
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
-from .boot import find_pack, pack_folder
+from .boot import pack_folder
 from .embedded import HostError
 from .workflow import Prompt, label
 
@@ -113,7 +113,7 @@ class Runner:
 async def load_nodes() -> None:
     """The host's built-in nodes, the user's packs, and ours unless it is among those."""
     await host_nodes.init_extra_nodes(init_custom_nodes=True, init_api_nodes=False)
-    if find_pack(Path(host_nodes.__file__).parent) is not None and has_our_nodes():
+    if has_our_nodes():
         return
     if not await host_nodes.load_custom_node(str(pack_folder()), module_parent="custom_nodes") or not has_our_nodes():
         raise HostError("ComfyUI could not load LongReel's own nodes; run again with --verbose to see why.")
