@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,19 @@ def initialise_wan(model: nn.Module, generator: torch.Generator) -> None:
             parameter.zero_()
         else:
             parameter.fill_(1.0)
+    _pass_noise_through(model, generator)
+
+
+def _pass_noise_through(model: Any, generator: torch.Generator) -> None:
+    """Let a fresh model answer with what it was given: at high noise that is most of the flow it has to predict.
+
+    The embedding is an isometry and the head its transpose; the factor undoes the head's normalisation of unit noise.
+    """
+    embed, head = model.patch_embedding.weight, model.head.head.weight  # [D, C, 1, p, p], [p * p * C, D]
+    width, numbers = embed.shape[0], embed[0].numel()
+    basis = torch.linalg.qr(torch.randn(width, numbers, generator=generator)).Q
+    embed.copy_(basis.view_as(embed))
+    head.copy_(embed.permute(2, 3, 4, 1, 0).reshape(numbers, width) * math.sqrt(numbers / width))
 
 
 @torch.no_grad()

@@ -108,6 +108,15 @@ def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec
         train_tiny(other, modules, modules.new_wan(SPEC), codec, tmp_path)
 
 
+def test_a_fresh_model_starts_by_handing_noise_through(host: object, codec: TileCodec) -> None:
+    model = host_modules().new_wan(SPEC)
+    batch = batch_of(codec, 2, 1)
+    noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), host_modules().training():
+        flow = predict_flow(model, noise, torch.ones(2, 2), batch)
+    assert torch.cosine_similarity(flow.flatten(), noise.flatten(), dim=0) > 0.5
+
+
 def test_stages_bring_more_characters_and_longer_chunks() -> None:
     config = TinyTraining()
     early, chunk_frames = training_films(config, 0)
