@@ -16,6 +16,7 @@ from .embedded import HostError, cache_folder, ensure_host
 from .stand_ins import install_stand_ins, unusable_packages
 
 DEVICES = ("auto", "cpu", "gpu")
+OLDEST_VERSION = (0, 30)
 HOST_FILES = (
     "main.py",
     "nodes.py",
@@ -57,7 +58,7 @@ def find_pack(host: Path) -> Path | None:
 def find_host() -> Host:
     """The ComfyUI to use: COMFYUI_PATH, else the one this pack is installed in, else the cached copy.
 
-    Fetches the cached copy where there is none. Raises HostError when nothing can be used.
+    Fetches the cached copy where there is none. Raises HostError when nothing can be used, or the one found is too old.
     """
     if chosen := os.environ.get("COMFYUI_PATH"):
         path = Path(chosen).expanduser().absolute()
@@ -66,11 +67,13 @@ def find_host() -> Host:
                 f"COMFYUI_PATH should be the folder of a ComfyUI (the one with main.py); {path} has no {missing[0]}. "
                 "Correct it, or unset it to let LongReel find one."
             )
-        return Host(path, read_version(path), "COMFYUI_PATH names it", embedded=False)
+        version = recent_version(path, "unset COMFYUI_PATH to let LongReel find another")
+        return Host(path, version, "COMFYUI_PATH names it", embedded=False)
     for pack in (pack_folder(), pack_folder().resolve()):
         path = pack.parents[1]
         if pack.parent.name == "custom_nodes" and not missing_host_files(path):
-            return Host(path, read_version(path), "this pack is installed in it", embedded=False)
+            version = recent_version(path, "set COMFYUI_PATH to the folder of a newer one")
+            return Host(path, version, "this pack is installed in it", embedded=False)
     path = ensure_host()
     return Host(path, read_version(path), "no ComfyUI was named, so LongReel uses its own copy", embedded=True)
 
@@ -149,6 +152,17 @@ def read_version(folder: Path) -> str:
     """The version that a ComfyUI folder states."""
     found = re.search(r'__version__\s*=\s*"([^"]+)"', (folder / "comfyui_version.py").read_text(encoding="utf-8"))
     return found.group(1) if found else "unknown"
+
+
+def recent_version(folder: Path, otherwise: str) -> str:
+    """The version of a ComfyUI folder; HostError where it is too old, or not known. `otherwise` is what else would do."""
+    version = read_version(folder)
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST_VERSION:
+        needed = ".".join(map(str, OLDEST_VERSION))
+        raise HostError(
+            f"LongReel needs ComfyUI {needed} or newer, got {version} at {folder}. Update that ComfyUI, or {otherwise}."
+        )
+    return version
 
 
 def check_modules(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +20,12 @@ from longreel.nodes.headless.embedded import HostError
 ROOT = Path(__file__).absolute().parents[3]
 
 
-def fake_host(folder: Path) -> Path:
+def fake_host(folder: Path, version: str = "9.8.7") -> Path:
     """A folder that looks like a ComfyUI from outside."""
     for name in boot.HOST_FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
-    (folder / "comfyui_version.py").write_text('__version__ = "9.8.7"\n')
+    (folder / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
     return folder
 
 
@@ -55,6 +56,28 @@ def test_comfyui_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_wrong_comfyui_path_is_an_error_and_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(HostError, match=r"COMFYUI_PATH should be .* has no main.py"):
+        find_host()
+
+
+@pytest.mark.parametrize("version", ["0.29.9", "0.3.75", "soon"])
+def test_a_comfyui_that_is_too_old_is_refused(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(fake_host(tmp_path, version)))
+    said = f"needs ComfyUI 0.30 or newer, got {version} at {tmp_path}. Update that ComfyUI, or unset COMFYUI_PATH"
+    with pytest.raises(HostError, match=re.escape(said)):
+        find_host()
+
+
+@pytest.mark.parametrize("version", ["0.30.0", "0.33.1", "1.0"])
+def test_comfyui_0_30_and_newer_are_taken(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(fake_host(tmp_path, version)))
+    assert find_host().version == version
+
+
+def test_a_pack_inside_an_old_comfyui_names_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    pack = fake_host(tmp_path, "0.29.0") / "custom_nodes" / "longreel"
+    monkeypatch.setattr(boot, "pack_folder", lambda: pack)
+    with pytest.raises(HostError, match=r"got 0\.29\.0 .*set COMFYUI_PATH to the folder of a newer one"):
         find_host()
 
 
