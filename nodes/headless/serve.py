@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         )
     host = find_host()
     with tempfile.TemporaryDirectory(prefix="longreel-serve-") as scratch:
-        command = [sys.executable, str(Path(__file__).with_name("server_process.py")), str(host.path)]
+        command = [sys.executable, str(Path(__file__).with_name("server_process.py")), str(os.getpid()), str(host.path)]
         command += [",".join(unusable_packages()), *server_arguments(host, args, Path(scratch))]
         print(f"ComfyUI {host.version} ({host.reason}), starting on http://{args.listen}:{args.port}", flush=True)
         # In a session of its own a Ctrl-C reaches the server once, through us.
@@ -98,7 +99,10 @@ def link_pack(scratch: Path) -> Path:
 
 @contextmanager
 def ended_with_us(server: subprocess.Popen[bytes]) -> Iterator[None]:
-    """The server never outlives this command: being interrupted or terminated ends it, with time to clean up."""
+    """The server ends with this command: interrupted or terminated, it has time to clean up.
+
+    Where this command is killed it can do nothing any more: on Linux the system ends the server, elsewhere it goes on.
+    """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt

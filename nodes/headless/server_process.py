@@ -1,21 +1,36 @@
 """The process that becomes ComfyUI's server: it runs the host's main.py as if it had been started directly.
 
-Run as a file, `server_process.py HOST_FOLDER MISSING_PACKAGES [ARGUMENTS OF main.py]`: nothing of LongReel is on the
-path, so the host's modules keep their names.
+Run as a file, `server_process.py PARENT HOST_FOLDER MISSING_PACKAGES [ARGUMENTS OF main.py]`, where PARENT is the process
+that starts it: nothing of LongReel is on the path, so the host's modules keep their names.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import runpy
 import signal
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+def end_with(parent: int) -> None:
+    """On Linux the end of the process that started this one ends it too, even where that one was killed."""
+    if sys.platform != "linux":
+        return
+    # Not an interrupt, which a busy render may put off: finished chunks are safe whatever ends the server.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it was gone before the system knew of our wish
+        sys.exit("The command that started this server has ended.")
+
 
 def main() -> None:
     """Answer imports of missing packages with stand-ins, then hand over to the host."""
-    host, missing, *arguments = sys.argv[1:]
+    parent, host, missing, *arguments = sys.argv[1:]
+    end_with(int(parent))
     if missing:
         spec = spec_from_file_location("longreel_stand_ins", Path(__file__).with_name("stand_ins.py"))
         assert spec is not None
