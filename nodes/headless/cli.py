@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench, demo, render, serve, show_host
+from . import bench, demo, render, serve, show_host, train
 from .embedded import HostError
 from .render import INTERRUPTED_EXIT
 from .workflow import WorkflowError
 
-COMMANDS = (show_host, serve, render, demo, bench)
+COMMANDS = (show_host, serve, render, demo, bench, train)
 """One module a command: its name is NAME, and it has `add_arguments(parser)` and `run(args) -> int`."""
 
 INSTALL = (
