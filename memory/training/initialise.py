@@ -42,8 +42,9 @@ def _pass_noise_through(model: Any, generator: torch.Generator) -> None:
     """
     embed, head = model.patch_embedding.weight, model.head.head.weight  # [D, C, 1, p, p], [p * p * C, D]
     width, numbers = embed.shape[0], embed[0].numel()
-    basis = torch.linalg.qr(torch.randn(width, numbers, generator=generator)).Q
-    embed.copy_(basis.view_as(embed))
+    tall = torch.randn(max(width, numbers), min(width, numbers), generator=generator)
+    basis = torch.linalg.qr(tall).Q
+    embed.copy_((basis if width >= numbers else basis.T).reshape(embed.shape))
     head.copy_(embed.permute(2, 3, 4, 1, 0).reshape(numbers, width) * math.sqrt(numbers / width))
 
 
