@@ -120,7 +120,7 @@ class KVMemory:
         if missing:
             raise RuntimeError(
                 f"Memory needs every layer of the model to be run on the finished chunk, but {missing} were skipped. "
-                "Remove step caches (TeaCache, EasyCache, MagCache) and layer-skipping nodes from the model's wire."
+                "Remove step caches (TeaCache, MagCache, FBCache) and layer-skipping nodes from the model's wire."
             )
         self._commits += 1
         self._versions.update(dict.fromkeys(self.table.reserved, self._commits))
