@@ -16,19 +16,39 @@ from torch import Tensor
 
 from longreel.memory.chunks import Chunk, plan_chunks, plan_frames
 from longreel.memory.config import MemoryConfig
+from longreel.memory.positions import PositionPolicy
 from longreel.memory.rollout import FinishedChunk
+from longreel.memory.storyboard_parser import read_storyboard
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan
 from longreel.nodes.host.film_sampler import SeededNoise
+from longreel.nodes.planned_storyboard import plan_storyboard
 
 SPEC = TinyWanSpec(width=256, layers=2, ffn=512, seed=3)
+SMALL = TinyWanSpec(width=128, layers=1, ffn=256, seed=3)
+SMALL_SIZE = (4, 4)
 WINDOW_AND_SINK = MemoryConfig(window_frames=6, sink_frames=3)
+TWENTY_SECONDS = """
+[0s-5s] a beach
+[5s-12s, recache] a town
+[12s-16s, seed 5] a forest
+[16s-20s] a meadow
+"""
+TWENTY_MORE = """
+[20s-31s, recache] a desert
+[31s-40s] a mountain
+"""
 Run = Callable[[ModelPatcher], None]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "causal"])
 def model(host: object, request: pytest.FixtureRequest) -> ModelPatcher:
     return build_tiny_wan(SPEC, causal=request.param)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "causal"])
+def small(host: object, request: pytest.FixtureRequest) -> ModelPatcher:
+    return build_tiny_wan(SMALL, causal=request.param)
 
 
 def unpatched_output(model: ModelPatcher, steps: int = 4) -> Tensor:
@@ -104,13 +124,64 @@ def test_a_longer_film_starts_with_the_chunks_of_the_shorter_one(model: ModelPat
     assert torch.equal(long.latents[:, :, : short.latents.shape[2]], short.latents)
 
 
-def test_a_resumed_film_has_the_bits_of_the_uninterrupted_one(model: ModelPatcher) -> None:
-    plan = plan_chunks((3, 3), 3)
-    whole = render(model, plan, config=WINDOW_AND_SINK, recache_shots=frozenset({1}))
-    saved = {finished.chunk.index: finished.latents for finished in whole.chunks[:4]}
-    resumed = render(model, plan, config=WINDOW_AND_SINK, recache_shots=frozenset({1}), load=saved.get)
-    assert [finished.replayed for finished in resumed.chunks] == [True] * 4 + [False] * 2
-    assert torch.equal(resumed.latents, whole.latents)
+def storyboard_film(text: str, model: ModelPatcher) -> Tensor:
+    """Latents of a storyboard, one step a chunk."""
+    board = read_storyboard(text)
+    prompts = tuple(prompt(number) for number in range(len(board.shots)))
+    planned = plan_storyboard(board, prompts, prompt(99), fps=16, frames_per_chunk=3)
+    return render(
+        model,
+        planned.plan(),
+        config=WINDOW_AND_SINK,
+        prompts=prompts,
+        noise=SeededNoise(planned.seeds(7)),
+        recache_shots=planned.recache_shots,
+        sigmas=(1.0, 0.0),
+        size=SMALL_SIZE,
+    ).latents
+
+
+def test_a_film_of_40_s_starts_with_the_whole_chunks_of_the_one_of_20_s(small: ModelPatcher) -> None:
+    short, long = (storyboard_film(text, small) for text in (TWENTY_SECONDS, TWENTY_SECONDS + TWENTY_MORE))
+    assert (short.shape[2], long.shape[2]) == (27 * 3, 53 * 3)
+    assert torch.equal(long[:, :, : short.shape[2]], short)
+
+
+@pytest.mark.parametrize(
+    ("positions", "inner", "cfg", "seeded_frames"),
+    [
+        ("absolute", None, 1.0, 0),
+        ("absolute", None, 5.0, 0),
+        ("absolute", None, 1.0, 1),
+        ("absolute", "euler", 1.0, 0),
+        ("contiguous", None, 1.0, 0),
+        ("clamped", None, 1.0, 0),
+        ("contiguous", "euler", 5.0, 1),
+    ],
+    ids=["few steps", "guided", "start image", "euler", "contiguous", "clamped", "all together"],
+)
+def test_a_resumed_film_has_the_bits_of_the_uninterrupted_one(
+    small: ModelPatcher, positions: str, inner: str | None, cfg: float, seeded_frames: int
+) -> None:
+    policy = PositionPolicy(positions)
+    start = torch.randn(1, LATENT_CHANNELS, 1, *SMALL_SIZE, generator=torch.Generator().manual_seed(5))
+    settings: dict[str, Any] = {
+        "config": MemoryConfig(window_frames=6, sink_frames=3, positions=policy, trained_frames=6),
+        "inner": None if inner is None else comfy.samplers.ksampler(inner),
+        "cfg": cfg,
+        "start": start if seeded_frames else None,
+        "recache_shots": frozenset({1}),
+        "sigmas": (1.0, 0.8333, 0.0),
+        "size": SMALL_SIZE,
+    }
+    plan = plan_chunks((3, 3), 3, seeded_frames)
+    whole = render(small, plan, **settings)
+    assert whole.chunks[3].recached_frames
+    for kept in (2, 5):  # in the shot before the encoding anew, and in the one after
+        saved = {finished.chunk.index: finished.latents for finished in whole.chunks[:kept]}
+        resumed = render(small, plan, **settings, load=saved.get)
+        assert [finished.replayed for finished in resumed.chunks] == [True] * kept + [False] * (6 - kept)
+        assert torch.equal(resumed.latents, whole.latents)
 
 
 def shot_two(model: ModelPatcher, first_prompt: Any, config: MemoryConfig, cfg: float, words: int) -> Tensor:
