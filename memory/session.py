@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -50,8 +50,11 @@ class Rope:
 class RunSession:
     """State of one run: memory, phase and the frames being made. Made before sampling, dropped in `finally`."""
 
-    def __init__(self, memory: KVMemory) -> None:
+    def __init__(self, memory: KVMemory, text_tokens: int = 0) -> None:
+        """`text_tokens` is the length of the longest prompt whose keys and values are kept for a shot; 0 keeps none."""
         self.memory = memory
+        self.text_tokens = text_tokens
+        self._text: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self.phase = Phase.DENOISE
         self.frames = range(0)
         self.rope: Rope | None = None
@@ -60,6 +63,25 @@ class RunSession:
     def idle(self) -> bool:
         """Whether attention has nothing to add: nothing to read and nothing to write."""
         return self.phase is Phase.DENOISE and not self.memory.read_frames
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes that the run takes at most: memory, and the keys and values of the text."""
+        spec = self.memory.spec
+        text = 2 * spec.layers * self.text_tokens * spec.heads * spec.head_dim * spec.dtype.itemsize
+        return self.memory.peak_bytes + self.memory.streams * text
+
+    def text(self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, L, H x D]` of the text that `key` stands for, made once a shot."""
+        if self.text_tokens == 0:
+            return make()
+        if key not in self._text:
+            self._text[key] = make()
+        return self._text[key]
+
+    def forget_text(self) -> None:
+        """Drop the text, as another shot begins."""
+        self._text.clear()
 
     def begin(self, frames: range) -> None:
         """Start the chunk of these frames."""

@@ -53,7 +53,7 @@ def _with_session(
         return executor(noise, latent, sampler, *args, **kwargs)
     guider: Any = executor.class_obj  # type: ignore[attr-defined]
     memory = plan_memory(guider.model_patcher, sampler, streams=guider.streams)
-    session = RunSession(memory)
+    session = RunSession(memory, guider.text_tokens)
     before = guider.model_options
     guider.model_options = create_model_options_clone(before)
     guider.model_options["transformer_options"][SESSION] = session
@@ -62,6 +62,7 @@ def _with_session(
     finally:
         guider.model_options = before
         memory.release()
+        session.forget_text()
 
 
 def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +70,7 @@ def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, 
     session = kwargs["model_options"]["transformer_options"].get(SESSION)
     if session is not None and not session.memory.allocated:
         device = model.load_device
-        needed = session.memory.peak_bytes + comfy.model_management.minimum_inference_memory()
+        needed = session.peak_bytes + comfy.model_management.minimum_inference_memory()
         comfy.model_management.free_memory(needed, device)
         session.memory.allocate()
     return executor(model, *args, **kwargs)

@@ -106,14 +106,20 @@ class ChunkSteps:
 
     def denoise(self, chunk: Chunk) -> Tensor:
         """Clean latents `[1, C, T, H, W]` of the chunk."""
-        self._guider.shot = chunk.shot
+        self._enter(chunk.shot)
         denoise = self._few_steps if self._film.inner is None else self._many_steps
         return denoise(chunk)
 
     def commit(self, latents: Tensor, shot: int) -> None:
         """Run clean latents at t = 0 under the prompt of this shot."""
-        self._guider.shot = shot
+        self._enter(shot)
         self._guider.commit(latents, self._extra_args["model_options"])
+
+    def _enter(self, shot: int) -> None:
+        if shot != self._guider.shot:
+            session: RunSession = self._extra_args["model_options"]["transformer_options"][SESSION]
+            session.forget_text()
+        self._guider.shot = shot
 
     def _draw(self, chunk: Chunk, step: int) -> Tensor:
         shape = (*self._template.shape[:2], len(chunk.frames), *self._template.shape[3:])

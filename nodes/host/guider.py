@@ -32,6 +32,14 @@ class FilmGuider(comfy.samplers.CFGGuider):
         alone = self.cfg == 1.0 and not self.model_options.get("disable_cfg1_optimization", False)
         return 1 if alone else 2
 
+    @property
+    def text_tokens(self) -> int:
+        """Length of the longest prompt, or 0 when hooks change the model from step to step."""
+        conds = [cond for conds in self.original_conds.values() for cond in conds]
+        if any("hooks" in cond for cond in conds):
+            return 0
+        return max(cond["cross_attn"].shape[1] for cond in conds)
+
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
     ) -> Tensor:
@@ -52,7 +60,7 @@ class FilmGuider(comfy.samplers.CFGGuider):
     def peak_bytes(self) -> int:
         """Bytes of the memory of the run."""
         session: RunSession = self.model_options["transformer_options"][SESSION]
-        return session.memory.peak_bytes
+        return session.peak_bytes
 
     def reload(self) -> None:
         """Bring the model back onto its device, patched as before, after another model may have pushed it off."""

@@ -71,6 +71,34 @@ class WanAttention:
         return projected
 
 
+class WanTextAttention:
+    """Stands in for one layer's `cross_attn.forward`: the text's keys and values are made once a shot.
+
+    The host's own autoregressive path keeps them for a whole film. They are known by the host's ids of the
+    conditionings, so another pack's prompt under the same role cannot be mistaken for the shot's.
+    """
+
+    def __init__(self, layer: int, module: torch.nn.Module, original: Callable[..., Tensor]) -> None:
+        self.layer, self.module, self.original = layer, module, original
+
+    def __call__(
+        self, x: Tensor, context: Tensor, transformer_options: dict[str, Any] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Cross-attention output `[B, L, C]` of `x` `[B, L, C]` over the text `[B, L, C]`."""
+        options = {} if transformer_options is None else transformer_options
+        session: RunSession | None = options.get(SESSION)
+        ids = options.get("uuids")
+        if session is None or ids is None:
+            return self.original(x, context, transformer_options=options, **kwargs)
+        module: Any = self.module
+        k, v = session.text(
+            (self.layer, *ids), lambda: (module.norm_k(module.k(context)), module.v(context))
+        )  # [B, L, H x D]
+        q = module.norm_q(module.q(x))
+        out: Tensor = module.o(optimized_attention(q, k, v, heads=module.num_heads, transformer_options=options))
+        return out
+
+
 def chunk_rope(session: RunSession, freqs: Tensor) -> Rope:
     """Rotary tables of the session's chunk, made once for all layers that are handed the same `freqs`."""
     if session.rope is not None and session.rope.source is freqs:
@@ -153,3 +181,13 @@ class WanAdapter:
             module = network.blocks[layer].self_attn
             original = type(module).forward.__get__(module)
             model.add_object_patch(key, WanAttention(layer, module, original))
+            self._keep_text(model, layer, network.blocks[layer].cross_attn)
+
+    def _keep_text(self, model: ModelPatcher, layer: int, module: torch.nn.Module) -> None:
+        """Saves time only, so whoever else holds this place keeps it."""
+        parts = f"diffusion_model.blocks.{layer}", "cross_attn", "forward"
+        places = [".".join(parts[: count + 1]) for count in range(len(parts))]
+        held = [model.object_patches[place] for place in places if place in model.object_patches]
+        if all(isinstance(holder, WanTextAttention) for holder in held):
+            original = type(module).forward.__get__(module)
+            model.add_object_patch(places[-1], WanTextAttention(layer, module, original))
