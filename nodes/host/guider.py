@@ -38,7 +38,7 @@ class FilmGuider(comfy.samplers.CFGGuider):
         conds = [cond for conds in self.original_conds.values() for cond in conds]
         if any("hooks" in cond for cond in conds):
             return 0
-        return max(cond["cross_attn"].shape[1] for cond in conds)
+        return max(int(cond["cross_attn"].shape[1]) for cond in conds)
 
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
