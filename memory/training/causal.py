@@ -20,21 +20,28 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return split
 
 
-def causal_attention(chunk_tokens: int, text_bias: Tensor) -> Callable[..., Tensor]:
-    """An attention override: a chunk sees itself and older chunks, and reads its own prompt only.
+def causal_attention(chunk_tokens: int, text_bias: Tensor, copies: int = 1) -> Callable[..., Tensor]:
+    """An attention override: a chunk sees itself and the older chunks of its clip's first copy, and its own prompt only.
 
-    `chunk_tokens` tokens make a chunk; `text_bias` is `[B * C, 1, 1, W]`, W words a chunk.
+    `chunk_tokens` tokens make a chunk; the batch holds `copies` of every clip, one after another, the first of them the
+    history that all read; `text_bias` is `[B * copies * C, 1, 1, W]`, W words a chunk.
     """
     words = text_bias.shape[-1]
 
     def attend(_host: object, q: Tensor, k: Tensor, v: Tensor, heads: int, **_: Any) -> Tensor:
         chunks = q.shape[1] // chunk_tokens
         if k.shape[1] == q.shape[1]:
-            q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
+            # Split once: the gradient of a slice would be as large as the whole film, for every chunk anew.
+            q_own, k_own, v_own = (
+                _heads(x, heads).unflatten(0, (-1, copies)).split(chunk_tokens, dim=3) for x in (q, k, v)
+            )  # C times [B, copies, H, tokens, D]
+            k_past, v_past = ([x[:, :1].expand(-1, copies, -1, -1, -1) for x in own] for own in (k_own, v_own))
             parts = []
             for chunk in range(chunks):
-                own, seen = slice(chunk * chunk_tokens, (chunk + 1) * chunk_tokens), (chunk + 1) * chunk_tokens
-                parts.append(functional.scaled_dot_product_attention(q[:, :, own], k[:, :, :seen], v[:, :, :seen]))
+                keys = torch.cat([*k_past[:chunk], k_own[chunk]], dim=3)
+                values = torch.cat([*v_past[:chunk], v_own[chunk]], dim=3)
+                flat = (x.flatten(0, 1) for x in (q_own[chunk], keys, values))
+                parts.append(functional.scaled_dot_product_attention(*flat))
             return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
         batch = q.shape[0]
         q = _heads(q.reshape(batch * chunks, chunk_tokens, -1), heads)
@@ -46,9 +53,14 @@ def causal_attention(chunk_tokens: int, text_bias: Tensor) -> Callable[..., Tens
 
 
 def predict_flow(model: nn.Module, latents: Tensor, sigmas: Tensor, batch: ClipBatch) -> Tensor:
-    """The model's flow (noise minus picture) for `latents` `[B, 16, T, h, w]` at `sigmas` `[B, T]` in 0..1."""
+    """The model's flow (noise minus picture) for `latents` `[B * copies, 16, T, h, w]` at `sigmas` `[B * copies, T]`.
+
+    Sigmas lie in 0..1. All copies of a clip read the first one's older chunks (teacher forcing, when that one is clean).
+    """
     tokens = batch.chunk_frames * (latents.shape[-2] // 2) * (latents.shape[-1] // 2)
-    attend = causal_attention(tokens, word_bias(batch.text_mask).to(latents))
-    options = {"optimized_attention_override": attend}
-    flow: Tensor = model(latents, sigmas * TRAIN_TIMESTEPS, batch.text.to(latents), transformer_options=options)
+    copies = len(latents) // len(batch.text)
+    bias = word_bias(batch.text_mask.repeat_interleave(copies, dim=0)).to(latents)
+    options = {"optimized_attention_override": causal_attention(tokens, bias, copies)}
+    text = batch.text.repeat_interleave(copies, dim=0).to(latents)
+    flow: Tensor = model(latents, sigmas * TRAIN_TIMESTEPS, text, transformer_options=options)
     return flow

@@ -98,13 +98,17 @@ class Film:
 
 @dataclass(frozen=True, slots=True)
 class FilmSettings:
-    """What a random film is like: how many chunks of how many latent frames, chunks of a shot at most, characters."""
+    """What a random film is like: how many chunks of how many latent frames, chunks of a shot at most, characters.
+
+    `plain` is the chance that a character has one colour instead of two: what it looks like is then the same all over.
+    """
 
     chunks: int = 12
     chunk_frames: int = 1
     longest_shot: int = 1
     fewest_characters: int = 4
     most_characters: int = 6
+    plain: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.chunks, self.chunk_frames, self.longest_shot) < 1:
@@ -117,6 +121,8 @@ class FilmSettings:
                 f"A film needs 1 to {len(NAMES)} characters, got {self.fewest_characters} to {self.most_characters}. "
                 f"Give fewest_characters <= most_characters in that range."
             )
+        if not 0.0 <= self.plain <= 1.0:
+            raise ValueError(f"The share of plain characters lies from 0 to 1, got {self.plain}. Use 0 for a real film.")
 
 
 def first_rgb_frame(frame: int) -> int:
@@ -154,6 +160,8 @@ def random_film(seed: int, settings: FilmSettings) -> Film:
     rng = random.Random(seed)
     cast = rng.sample(NAMES, rng.randint(settings.fewest_characters, settings.most_characters))
     looks = {name: random_look(rng) for name in cast}
+    if settings.plain > 0:
+        looks = {n: x._replace(second=x.first) if rng.random() < settings.plain else x for n, x in looks.items()}
     shots: list[Shot] = []
     chunk = 0
     while chunk < settings.chunks:

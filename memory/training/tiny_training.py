@@ -1,4 +1,4 @@
-"""Trains the tiny causal Wan: flow matching with a noise level a chunk, most chunks clean, more characters as it goes."""
+"""Trains the tiny causal Wan: flow matching on noisy chunks that read clean ones, more characters as it goes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from .storyworld import Film, FilmSettings, random_film
 from .tiny_vae import FIRST_TEST_SEED
 
 FLOW_SHIFT = 5.0
-FIRST_CLEAN_SHARE = 0.8
 
 
 class Stage(NamedTuple):
@@ -28,7 +27,8 @@ class Stage(NamedTuple):
 
     A step takes its frames a chunk at random from `chunk_frames` and has `clips` clips, or fewer where chunks are longer,
     of `chunks` chunks, with shots of up to `longest_shot` chunks and `fewest` to `most` characters. Few characters at
-    first, so that reading history pays at once; more later, so that averaging everybody's look does not.
+    first, so that reading history pays at once; more later, so that averaging everybody's look does not. `plain` is the
+    share of one-coloured characters: whom to read is learned before which part of them.
     """
 
     first: int
@@ -38,13 +38,15 @@ class Stage(NamedTuple):
     longest_shot: int
     fewest: int
     most: int
+    plain: float
 
 
 STAGES = (
-    Stage(0, 8, 5, (1,), 1, 1, 2),
-    Stage(200, 8, 8, (1,), 1, 2, 4),
-    Stage(450, 8, 12, (1,), 1, 4, 6),
-    Stage(900, 6, 12, (1, 2, 3), 3, 4, 6),
+    Stage(0, 8, 5, (1,), 1, 1, 2, 1.0),
+    Stage(200, 6, 8, (1,), 1, 2, 4, 1.0),
+    Stage(450, 4, 12, (1,), 1, 4, 6, 1.0),
+    Stage(900, 4, 12, (1,), 1, 4, 6, 0.3),
+    Stage(1400, 4, 12, (1, 2, 3), 2, 4, 6, 0.1),
 )
 
 
@@ -52,8 +54,8 @@ STAGES = (
 class TinyTraining:
     """How the tiny Wan is trained: `steps` through `stages`, the rates rising over `warm_up`, falling over `cool_down`.
 
-    `matrix_rate` is Muon's, for the matrices inside the layers, `rate` AdamW's for the rest. `clean_share` of the chunks
-    have no noise; tiles with a character count `character_weight` times.
+    `matrix_rate` is Muon's, for the matrices inside the layers, `rate` AdamW's for the rest. Every clip goes in once clean
+    and `noisy_copies` times with noise on every chunk; tiles with a character count `character_weight` times.
     """
 
     steps: int = 1500
@@ -62,22 +64,20 @@ class TinyTraining:
     rate: float = 2e-3
     warm_up: int = 100
     cool_down: int = 200
-    clean_share: float = 0.6
+    noisy_copies: int = 2
     character_weight: float = 4.0
     average_decay: float = 0.99
     seed: int = 0
     save_every: int = 50
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.save_every, self.warm_up) < 1:
+        if min(self.steps, self.save_every, self.warm_up, self.noisy_copies) < 1:
             raise ValueError(
-                f"Training needs steps, save_every and warm_up of at least 1, got "
-                f"{self.steps}, {self.save_every} and {self.warm_up}. Raise the one that is too small."
+                f"Training needs steps, save_every, warm_up and noisy_copies of at least 1, got {self.steps}, "
+                f"{self.save_every}, {self.warm_up} and {self.noisy_copies}. Raise the one that is too small."
             )
         if not self.stages or self.stages[0].first != 0:
             raise ValueError(f"Training needs a stage that begins at step 0, got {self.stages}. Add one.")
-        if not 0.0 <= self.clean_share < 1.0:
-            raise ValueError(f"The share of clean chunks lies from 0 to below 1, got {self.clean_share}. Use 0.6.")
 
 
 def training_films(config: TinyTraining, step: int) -> tuple[list[Film], int]:
@@ -91,34 +91,46 @@ def training_films(config: TinyTraining, step: int) -> tuple[list[Film], int]:
         longest_shot=stage.longest_shot,
         fewest_characters=stage.fewest,
         most_characters=stage.most,
+        plain=stage.plain,
     )
     clips = max(1, stage.clips // chunk_frames)
     return [random_film(rng.randrange(FIRST_TEST_SEED), settings) for _ in range(clips)], chunk_frames
 
 
-def draw_sigmas(clips: int, chunks: int, clean_share: float, generator: torch.Generator) -> Tensor:
-    """A noise level for every chunk, `[B, C]`: 0 for the clean ones, else as Wan's flow shift spreads them."""
-    u = torch.rand(clips, chunks, generator=generator)
+def draw_sigmas(clips: int, copies: int, chunks: int, generator: torch.Generator) -> Tensor:
+    """A noise level for every chunk, `[B, copies, C]`: none in the first copy, else as Wan's flow shift spreads them."""
+    u = torch.rand(clips, copies, chunks, generator=generator)
     sigmas = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
-    clean = torch.rand(clips, chunks, generator=generator) < clean_share
-    # Nothing comes before the first chunk, so it teaches nothing about reading; as history it is worth most clean.
-    clean[:, 0] |= torch.rand(clips, generator=generator) < FIRST_CLEAN_SHARE
-    return sigmas.masked_fill(clean, 0.0)
+    sigmas[:, 0] = 0.0
+    return sigmas
 
 
-def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: int, device: str) -> Tensor:
-    """Mean squared error of the flow on the noisy chunks; tiles with a character count `character_weight` times."""
+class FlowLoss(NamedTuple):
+    """What training lowers (`total`), and the same for tiles with a character alone, unweighted."""
+
+    total: Tensor
+    character: Tensor
+
+
+def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: int, device: str) -> FlowLoss:
+    """Mean squared error of the flow on the noisy copies; tiles with a character count `character_weight` times."""
     generator = generator_for(config.seed, "noise", step)
     clips, chunks = batch.text_mask.shape[:2]
-    sigmas = draw_sigmas(clips, chunks, config.clean_share, generator)
-    noise = torch.randn(batch.latents.shape, generator=generator).to(device)
-    frames = sigmas.repeat_interleave(batch.chunk_frames, dim=1).to(device)  # [B, T]
+    copies = 1 + config.noisy_copies
+    sigmas = draw_sigmas(clips, copies, chunks, generator)
+    frames = sigmas.repeat_interleave(batch.chunk_frames, dim=2).flatten(0, 1).to(device)  # [B * copies, T]
+    latents = batch.latents.repeat_interleave(copies, dim=0)  # [B * copies, 16, T, h, w]
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    latents = latents.to(device)
     level = frames[:, None, :, None, None]
-    latents = batch.latents.to(device)
     flow = predict_flow(model, latents * (1 - level) + noise * level, frames, batch)
-    weight = (1 + (config.character_weight - 1) * batch.mask.to(device)) * (frames > 0)[..., None, None]  # [B, T, h, w]
+    noisy = (torch.arange(len(frames), device=device) % copies > 0).float()[:, None, None, None]
+    character = batch.mask.to(device).repeat_interleave(copies, dim=0) * noisy  # [B * copies, T, h, w]
+    weight = noisy + (config.character_weight - 1) * character
     error = (flow - (noise - latents)).square().mean(1)
-    return (error * weight).sum() / weight.sum().clamp_min(1.0)
+    return FlowLoss(
+        (error * weight).sum() / weight.sum(), (error * character).sum() / character.sum().clamp_min(1)
+    )
 
 
 def _optimisers(model: nn.Module, config: TinyTraining) -> list[torch.optim.Optimizer]:
@@ -167,13 +179,14 @@ def train_tiny(
             for optimiser, rate in zip(optimisers, (config.matrix_rate, config.rate), strict=True):
                 optimiser.param_groups[0]["lr"] = rate * _rate_factor(config, step)
                 optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.total.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimiser in optimisers:
                 optimiser.step()
             decay = min(config.average_decay, step / (step + 10))
             torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 1 - decay)
-            row = {"step": step + 1, "loss": loss.item(), "norm": norm.item(), "seconds": time.monotonic() - clock}
+            row = {"step": step + 1, "loss": loss.total.item(), "character_loss": loss.character.item()}
+            row |= {"norm": norm.item(), "seconds": time.monotonic() - clock}
             if not math.isfinite(row["loss"]):
                 raise ValueError(f"The loss became {row['loss']} at step {step + 1}. Start anew with half the rates.")
             run.log(row)

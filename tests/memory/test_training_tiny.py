@@ -21,7 +21,7 @@ from longreel.memory.training.tiny_training import Stage, TinyTraining, draw_sig
 from longreel.nodes.host.build import TinyWanSpec, host_modules
 
 SPEC = TinyWanSpec(width=128, layers=1, ffn=128)
-SHORT_STAGES = (Stage(0, 2, 3, (1, 2), 1, 1, 2),)
+SHORT_STAGES = (Stage(0, 2, 3, (1, 2), 1, 1, 2, 0.5),)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +103,8 @@ def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec
     modules = host_modules()
     first = TinyTraining(steps=1, stages=SHORT_STAGES, warm_up=1)
     train_tiny(first, modules, modules.new_wan(SPEC), codec, tmp_path)
-    other = TinyTraining(steps=2, stages=SHORT_STAGES, warm_up=1, clean_share=0.5)
-    with pytest.raises(ValueError, match=r"clean_share=0\.6, got 0\.5"):
+    other = TinyTraining(steps=2, stages=SHORT_STAGES, warm_up=1, noisy_copies=1)
+    with pytest.raises(ValueError, match=r"noisy_copies=2, got 1"):
         train_tiny(other, modules, modules.new_wan(SPEC), codec, tmp_path)
 
 
@@ -120,18 +120,36 @@ def test_a_fresh_model_starts_by_handing_noise_through(host: object, codec: Tile
 def test_stages_bring_more_characters_and_longer_chunks() -> None:
     config = TinyTraining()
     early, chunk_frames = training_films(config, 0)
-    late = [training_films(config, step) for step in range(900, 930)]
+    late = [training_films(config, step) for step in range(config.stages[-1].first, config.stages[-1].first + 30)]
     assert chunk_frames == 1
+    assert all(look.first == look.second for film in early for look in film.looks.values())
     assert max(len(film.looks) for film in early) <= 2
     assert min(len(film.looks) for films, _ in late for film in films) >= 4
     assert {frames for _, frames in late} == {1, 2, 3}
     assert training_films(config, 5) == training_films(config, 5)
 
 
-def test_most_chunks_are_clean_and_the_noisy_ones_are_mostly_very_noisy() -> None:
-    sigmas = draw_sigmas(200, 12, 0.6, torch.Generator().manual_seed(0))
-    assert 0.55 < (sigmas == 0).float().mean() < 0.65
-    assert sigmas[sigmas > 0].median() > 0.75
+def test_the_first_copy_is_clean_and_the_others_are_mostly_very_noisy() -> None:
+    sigmas = draw_sigmas(200, 3, 12, torch.Generator().manual_seed(0))
+    assert (sigmas[:, 0] == 0).all()
+    assert sigmas[:, 1:].median() > 0.75
+
+
+def test_every_noisy_copy_reads_the_clean_past_and_itself(host: object, codec: TileCodec) -> None:
+    model = host_modules().new_wan(SPEC)
+    batch = batch_of(codec, 3, 2)
+    noise = torch.randn(2, *batch.latents.shape, generator=torch.Generator().manual_seed(0))
+    copies = torch.stack([batch.latents, *noise], dim=1).flatten(0, 1)  # clip 0: clean, noisy, noisy; clip 1: ...
+    sigmas = torch.tensor([0.0, 0.9, 0.5] * 2)[:, None].expand(-1, 6)
+    with torch.no_grad(), host_modules().training():
+        together = predict_flow(model, copies, sigmas, batch).unflatten(0, (2, 3))
+        for copy, level in ((1, 0.9), (2, 0.5)):
+            for chunk in range(3):
+                own = slice(2 * chunk, 2 * chunk + 2)
+                latents, levels = batch.latents.clone(), torch.zeros(2, 6)
+                latents[:, :, own], levels[:, own] = noise[copy - 1][:, :, own], level
+                alone = predict_flow(model, latents, levels, batch)[:, :, own]
+                assert relative_error(together[:, copy, :, own], alone) < FORWARD_ERROR
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
