@@ -60,11 +60,11 @@ def _fault_of_name(name: str) -> str:
 class Project:
     """One film on disk, locked against a second render; close it when the run ends, also when it fails.
 
-    `report` tells the artist what was found, `set_aside` is where an earlier film with other settings was moved.
+    `report` tells the artist what was found, and where an earlier film with other settings was moved.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, report: str = "", set_aside: Path | None = None) -> None:
-        self.folder, self.report, self.set_aside = folder, report, set_aside
+    def __init__(self, folder: Path, manifest: Manifest, *, report: str = "") -> None:
+        self.folder, self.report = folder, report
         self._manifest = manifest
         self._lock: filelock.BaseFileLock | None = None
 
@@ -118,11 +118,6 @@ class Project:
     def segment_paths(self) -> list[Path]:
         """The finished videos in order, without the chunks that gave no picture."""
         return [self.segment_path(record.index) for record in self._manifest.segments if record.pictures]
-
-    @property
-    def pictures(self) -> int:
-        """Pictures in all finished videos together."""
-        return sum(record.pictures for record in self._manifest.segments)
 
     @property
     def trace_path(self) -> Path:
@@ -240,7 +235,6 @@ def _settled(folder: Path, new: Manifest) -> Project:
     earlier, trouble = _earlier_film(folder)
     if earlier is not None and earlier.settings_hash == new.settings_hash:
         return _continued(folder, earlier, new.pictures_of or earlier.pictures_of)
-    set_aside = None
     report = ""
     if trouble or (earlier is not None and earlier.chunks):
         set_aside = _next_free(folder)
@@ -251,7 +245,7 @@ def _settled(folder: Path, new: Manifest) -> Project:
         part.mkdir(exist_ok=True)
         remove_parts(part)
     new.write(folder / _MANIFEST)
-    project = Project(folder, new, report=report, set_aside=set_aside)
+    project = Project(folder, new, report=report)
     project.trace_path.unlink(missing_ok=True)
     return project
 

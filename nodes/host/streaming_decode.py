@@ -77,11 +77,6 @@ class StreamingDecoder:
         self._cache: FeatureCache | None = None
         self._held: Tensor | None = None
 
-    @property
-    def held_frames(self) -> int:
-        """Frames that were pushed and wait for their partner."""
-        return 0 if self._held is None else self._held.shape[2]
-
     def push(self, latents: Tensor) -> Tensor:
         """The pictures `[N, H, W, 3]`, 0 to 1, that latents `[1, C, T, H, W]` complete; N may be 0.
 
