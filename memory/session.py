@@ -40,11 +40,14 @@ class LayerCall:
 
 @dataclass(slots=True)
 class Rope:
-    """Rotary tables of the chunk, made once from the table `source` that the host hands to every layer."""
+    """Rotary tables of the chunk, made once from the table `source` that the host hands to every layer.
+
+    `timeless` leaves out the turn of time; only a commit needs it.
+    """
 
     source: Tensor
     absolute: Tensor
-    timeless: Tensor
+    timeless: Tensor | None
 
 
 class RunSession:
@@ -92,7 +95,7 @@ class RunSession:
     def committing(self) -> Iterator[None]:
         """Write what the model computes inside, and publish it unless an error comes out."""
         self.memory.reserve(self.frames)
-        self.phase = Phase.COMMIT
+        self.phase, self.rope = Phase.COMMIT, None
         try:
             yield
             self.memory.publish()

@@ -9,7 +9,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 
 from ..memory.project import check_project_name
-from .host.attach import plan_memory
+from .host.attach import adapter_for, plan_memory
 from .host.conditioning import check_conditioning
 from .host.guider import FilmGuider
 from .host.streaming_decode import StreamingDecoder
@@ -25,7 +25,12 @@ NOISIEST_SHARE = 0.9  # chunks start from noise alone; below this the schedule w
 def check_film(film: Film) -> None:
     """Raises ValueError for anything in the film that would fail later."""
     check_project_name(film.project)
+    family = adapter_for(film.model)
     _check_options(film)
+    text_width = family.text_width(film.model)
+    for number, conditioning in enumerate(film.storyboard.conditionings, start=1):
+        check_conditioning(f"Shot {number}", conditioning, text_width)
+    check_conditioning("The negative prompt", film.storyboard.negative, text_width)
     _check_size(film)
     _check_sigmas(film)
     _check_start(film)
@@ -47,9 +52,6 @@ def _check_options(film: Film) -> None:
             "The sampler input needs one that makes a single chunk, got Sampler AR Video, which makes whole films "
             "itself. Leave the input empty: the Chunked AR Sampler does the same, with memory."
         )
-    for number, conditioning in enumerate(film.storyboard.conditionings, start=1):
-        check_conditioning(f"Shot {number}", conditioning)
-    check_conditioning("The negative prompt", film.storyboard.negative)
 
 
 def _check_size(film: Film) -> None:

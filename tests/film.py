@@ -14,10 +14,13 @@ from torch import Tensor
 from longreel.memory.chunks import Plan, plan_frames
 from longreel.memory.config import MemoryConfig
 from longreel.memory.rollout import FinishedChunk
+from longreel.memory.storyboard_parser import read_storyboard
+from longreel.nodes.film import Film as FilmOnDisk
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.film_sampler import FilmSampler, Noise, SeededNoise
 from longreel.nodes.host.guider import FilmGuider
 from longreel.nodes.host.keys import SESSION
+from longreel.nodes.planned_storyboard import PlannedStoryboard, plan_storyboard
 
 LATENT_CHANNELS = 16
 TINY_SIZE = (12, 16)  # latent height and width of a 96x128 picture: 6x8 tokens a frame
@@ -29,6 +32,19 @@ def prompt(seed: int, words: int = 7) -> list[Any]:
     """A CONDITIONING of random text vectors."""
     vectors = torch.randn(1, words, 4096, generator=torch.Generator().manual_seed(seed))
     return [[vectors, {}]]
+
+
+def planned(text: str = "[1.5s] a beach", chunk: int = 3, prompts: tuple[Any, ...] = ()) -> PlannedStoryboard:
+    """A storyboard whose prompts are random text vectors."""
+    board = read_storyboard(text)
+    prompts = prompts or tuple(prompt(index) for index in range(len(board.shots)))
+    return plan_storyboard(board, prompts, prompt(99, words=3), 16.0, chunk)
+
+
+def film_on_disk(model: ModelPatcher, storyboard: PlannedStoryboard, **settings: Any) -> FilmOnDisk:
+    """A film of 64x32 pixels, one step a chunk, for `make`."""
+    small = {"sigmas": torch.tensor([1.0, 0.0]), "seed": 1, "width": 64, "height": 32, "cfg": 1.0, "project": "film"}
+    return FilmOnDisk(model=model, storyboard=storyboard, **{**small, **settings})
 
 
 @dataclass

@@ -23,6 +23,10 @@ class HostAdapter(Protocol):
         """Keys and values of the model for latents of this height and width."""
         ...
 
+    def text_width(self, model: ModelPatcher) -> int:
+        """Numbers a word of the prompts that the model reads."""
+        ...
+
     def attach(self, model: ModelPatcher) -> None:
         """Put memory into the attention of this clone; ValueError when another pack holds the place."""
         ...

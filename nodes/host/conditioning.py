@@ -14,20 +14,29 @@ _REFUSED = {
 }
 
 
-def check_conditioning(owner: str, conditioning: Sequence[Any]) -> None:
-    """Raises ValueError unless this is one prompt for whole frames and all steps, as memory needs it.
+def check_conditioning(owner: str, conditioning: Sequence[Any], text_width: int) -> None:
+    """Raises ValueError unless this is one prompt for whole frames and all steps, of `text_width` numbers a word.
 
-    What adds tokens has no place in memory. A prompt that is off at t = 0 would leave a chunk out of memory.
+    What adds tokens has no place in memory. A prompt that is off at t = 0 would leave a chunk out of memory. A LoRA
+    schedule would run down in the first chunk.
     """
     if len(conditioning) != 1:
         raise ValueError(
             f"{owner} needs exactly one prompt, got {len(conditioning)} combined ones. Memory keeps one history; write "
             "them as one prompt."
         )
-    _, extras = conditioning[0]
+    vectors, extras = conditioning[0]
+    if vectors.shape[-1] != text_width:
+        raise ValueError(
+            f"{owner} needs {text_width} numbers a word, got {vectors.shape[-1]}: it was encoded for another model. "
+            "Load umt5_xxl with type 'wan' in Load CLIP and connect it to the Storyboard."
+        )
     found = [name for key, name in _REFUSED.items() if extras.get(key) is not None]
     if (extras.get("start_percent", 0.0), extras.get("end_percent", 1.0)) != (0.0, 1.0):
         found.append("a range of steps")
+    hooks = extras.get("hooks")
+    if hooks is not None and any(len(hook.hook_keyframe.keyframes) > 1 for hook in hooks.hooks):
+        found.append("a LoRA schedule")
     if found:
         raise ValueError(
             f"{owner} needs a plain prompt, got one with {' and '.join(found)}: memory cannot be combined with that. "

@@ -42,11 +42,16 @@ class WanAttention:
         session: RunSession | None = options.get(SESSION)
         if kv_cache is not None:
             return self.original(x, freqs, kv_cache=kv_cache, transformer_options=options)
-        if session is None or session.idle:
+        if session is None:
             return self.original(x, freqs, transformer_options=options)
-        return self._attend(x, freqs, session, options)
+        streams = _streams(session, options, x.shape[0])
+        if session.idle:
+            return self.original(x, freqs, transformer_options=options)
+        return self._attend(x, freqs, session, streams, options)
 
-    def _attend(self, x: Tensor, freqs: Tensor, session: RunSession, options: dict[str, Any]) -> Tensor:
+    def _attend(
+        self, x: Tensor, freqs: Tensor, session: RunSession, streams: tuple[int, ...], options: dict[str, Any]
+    ) -> Tensor:
         module: Any = self.module
         heads, head_dim = module.num_heads, module.head_dim
         shape = (*x.shape[:2], heads, head_dim)
@@ -54,14 +59,13 @@ class WanAttention:
         q = apply_rope1(module.norm_q(module.q(x)).view(shape), rope.absolute)  # [B, L, H, D]
         k_plain = module.norm_k(module.k(x)).view(shape)  # [B, L, H, D]
         k = apply_rope1(k_plain, rope.absolute)
-        k_timeless = apply_rope1(k_plain, rope.timeless) if session.phase is Phase.COMMIT else None
+        k_timeless = None if rope.timeless is None else apply_rope1(k_plain, rope.timeless)
 
         def host_attention(q_row: Tensor, k_row: Tensor, v_row: Tensor) -> Tensor:
             flat = [t.flatten(2) for t in (q_row, k_row, v_row)]
             out: Tensor = optimized_attention(*flat, heads=heads, transformer_options=options)
             return out
 
-        streams = _streams(options, x.shape[0])
         call = LayerCall(self.layer, streams, q, k, module.v(x).view(shape), k_timeless, host_attention)
         out = session.attend(call)
         if isinstance(module, comfy.ldm.wan.model.WanSelfAttention):
@@ -114,8 +118,10 @@ def chunk_rope(session: RunSession, freqs: Tensor) -> Rope:
     pairs = rotation.shape[1]
     absolute = freqs.clone().unflatten(1, (len(rotation), -1))  # [1, T, L / T, 1, D / 2, 2, 2]
     absolute[..., :pairs, :, :] = rotation[None, :, None, None].to(freqs.dtype)
-    timeless = freqs.clone()
-    timeless[..., :pairs, :, :] = torch.eye(2, dtype=freqs.dtype, device=freqs.device)
+    timeless = None
+    if session.phase is Phase.COMMIT:
+        timeless = freqs.clone()
+        timeless[..., :pairs, :, :] = torch.eye(2, dtype=freqs.dtype, device=freqs.device)
     session.rope = Rope(freqs, absolute.flatten(1, 2), timeless)
     return session.rope
 
@@ -125,10 +131,17 @@ def time_channels(head_dim: int) -> int:
     return head_dim - 4 * (head_dim // 6)
 
 
-def _streams(options: dict[str, Any], batch: int) -> tuple[int, ...]:
+def _streams(session: RunSession, options: dict[str, Any], batch: int) -> tuple[int, ...]:
     roles = tuple(options.get("cond_or_uncond", (0,)))
     if len(roles) != batch:
         raise ValueError(f"Memory needs one film at a time, got a batch of {batch} for {len(roles)} conditionings.")
+    kept = session.memory.streams
+    if max(roles) >= kept:
+        raise ValueError(
+            f"Memory needs a history for each prompt, got {max(roles) + 1} prompts at once where it keeps {kept}. When a "
+            "node such as CFG Override turns guidance on in the middle, set cfg of the Chunked AR Sampler above 1 and let "
+            "that node turn it down; otherwise remove the node that adds prompts from the model's wire."
+        )
     return roles
 
 
@@ -166,6 +179,10 @@ class WanAdapter:
             dtype=model.get_model_object("manual_cast_dtype") or model.model.get_dtype(),
             device=model.load_device,
         )
+
+    def text_width(self, model: ModelPatcher) -> int:
+        """Numbers a word: 4096, from the UMT5 encoder."""
+        return int(model.get_model_object("diffusion_model").text_dim)
 
     def attach(self, model: ModelPatcher) -> None:
         """Patch every layer of this clone; ValueError when another pack holds a layer's attention."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.context_windows
+import comfy.hooks
 import comfy.ldm.hunyuan_video.model
 import comfy.model_management
 import comfy.ops
@@ -16,23 +17,20 @@ import comfy.sd
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from film import prompt
-from torch import Tensor
+from film import film_on_disk, planned, prompt
+from wan_variants import SPEC, VARIANTS, load_variant, load_wan, other_wan_models, patches
 
 from longreel.memory.config import MemoryConfig
 from longreel.memory.positions import PositionPolicy
 from longreel.memory.project import ProjectError
-from longreel.memory.storyboard_parser import read_storyboard
 from longreel.nodes.chunk_sampler import ChunkedARSampler
 from longreel.nodes.film import Film
 from longreel.nodes.host.attach import attach_memory
-from longreel.nodes.host.build import TinyWanSpec, build_tiny_vae, build_tiny_wan, host_modules
+from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
 from longreel.nodes.host.demo_text import build_demo_clip
 from longreel.nodes.host.film_sampler import FilmSampler
-from longreel.nodes.planned_storyboard import PlannedStoryboard, plan_storyboard
 from longreel.nodes.storyboard import StoryboardNode
 
-SPEC = TinyWanSpec(width=128, layers=1, ffn=128, seed=3)
 Change = Callable[[Film], Film]
 
 
@@ -46,15 +44,9 @@ def clip(host: object) -> comfy.sd.CLIP:
     return build_demo_clip()
 
 
-def planned(text: str = "[1.5s] a beach", chunk: int = 3, prompts: tuple[Any, ...] = ()) -> PlannedStoryboard:
-    board = read_storyboard(text)
-    prompts = prompts or tuple(prompt(index) for index in range(len(board.shots)))
-    return plan_storyboard(board, prompts, prompt(99, words=3), 16.0, chunk)
-
-
 @pytest.fixture
 def film(model: ModelPatcher) -> Film:
-    return Film(model, planned(), torch.tensor([1.0, 0.0]), seed=1, width=64, height=32, cfg=1.0, project="film")
+    return film_on_disk(model, planned())
 
 
 @pytest.fixture
@@ -77,17 +69,6 @@ def refuse(film: Film, root: Path, error: type[Exception], *words: str) -> None:
 
 
 # Models
-
-
-def marked(**tensors: Tensor) -> ModelPatcher:
-    """A tiny Wan with the tensors by which the host tells a variant."""
-    state = host_modules().new_wan(SPEC).state_dict()
-    state.update({name.replace("__", "."): tensor for name, tensor in tensors.items()})
-    return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
-
-
-def with_inputs(channels: int) -> Tensor:
-    return torch.zeros(SPEC.width, channels, 1, 2, 2)
 
 
 def hunyuan_video() -> ModelPatcher:
@@ -118,37 +99,33 @@ def hunyuan_video() -> ModelPatcher:
     return comfy.sd.load_diffusion_model_state_dict(network.state_dict(), model_options={"dtype": torch.float32})
 
 
+def refuse_model(film: Film, root: Path, other: ModelPatcher, named: str) -> None:
+    refuse(dataclasses.replace(film, model=other), root, ValueError, named, "Load a Wan text-to-video checkpoint")
+    with pytest.raises(ValueError, match=named):
+        attach_memory(other, MemoryConfig())
+
+
+@pytest.mark.parametrize("name", other_wan_models())
+def test_a_wan_variant_that_memory_does_not_know_is_refused_by_name(film: Film, untouched: Path, name: str) -> None:
+    refuse_model(film, untouched, load_variant(name), VARIANTS[name].named)
+
+
 OTHER_MODELS: dict[str, tuple[Callable[[], ModelPatcher], str]] = {
     "another family": (hunyuan_video, "HunyuanVideo"),
-    "image to video": (
-        lambda: marked(patch_embedding__weight=with_inputs(36), img_emb__proj__0__bias=torch.zeros(1280)),
-        "i2v",
-    ),
-    "control by channels": (lambda: marked(patch_embedding__weight=with_inputs(32)), "32 input channels"),
-    "VACE": (
-        lambda: marked(
-            vace_patch_embedding__weight=with_inputs(96), vace_blocks__0__norm3__bias=torch.zeros(SPEC.width)
-        ),
-        "WAN21_Vace",
-    ),
-    "SCAIL": (lambda: marked(patch_embedding_pose__weight=with_inputs(16)), "WAN21_SCAIL"),
-    "animate": (lambda: marked(face_adapter__fuser_blocks__0__k_norm__weight=torch.ones(128)), "WAN22_Animate"),
-    "camera": (
-        lambda: marked(
-            patch_embedding__weight=with_inputs(36), control_adapter__conv__weight=torch.zeros(SPEC.width, 1536, 2, 2)
-        ),
-        "WAN21_Camera",
-    ),
+    "an image as channels": (lambda: load_wan(patches("patch_embedding", 36)), "type t2v, 36 input channels"),
+    "control as channels": (lambda: load_wan(patches("patch_embedding", 32)), "type t2v, 32 input channels"),
 }
 
 
 @pytest.mark.parametrize("name", OTHER_MODELS)
-def test_a_model_that_memory_does_not_know_is_refused_by_name(film: Film, untouched: Path, name: str) -> None:
-    load, kind = OTHER_MODELS[name]
-    other = load()
-    refuse(dataclasses.replace(film, model=other), untouched, ValueError, kind, "Load a Wan text-to-video checkpoint")
-    with pytest.raises(ValueError, match=kind):
-        attach_memory(other, MemoryConfig())
+def test_a_model_of_another_kind_is_refused_by_name(film: Film, untouched: Path, name: str) -> None:
+    load, named = OTHER_MODELS[name]
+    refuse_model(film, untouched, load(), named)
+
+
+def test_a_model_of_another_family_is_named_before_all_that_follows_from_it(film: Film, untouched: Path) -> None:
+    wrong = dataclasses.replace(film, model=hunyuan_video(), width=70, sigmas=torch.tensor([14.6, 0.0]))
+    refuse(wrong, untouched, ValueError, "HunyuanVideo", "Load a Wan text-to-video checkpoint")
 
 
 @pytest.mark.parametrize("place", ["blocks.0.self_attn.forward", "blocks.0.self_attn", "blocks.0"])
@@ -191,6 +168,13 @@ def carrying(**extras: Any) -> Change:
     vectors = prompt(1)[0][0]
     board = planned("[1.5s] a beach\n[1.5s] a wood", prompts=(prompt(0), [[vectors, extras]]))
     return changed(storyboard=board)
+
+
+def scheduled_lora() -> comfy.hooks.HookGroup:
+    hooks = comfy.hooks.create_hook_lora({}, 1.0, 0.0)
+    for strength, start in ((1.0, 0.0), (0.5, 0.5)):
+        hooks.hooks[0].hook_keyframe.add(comfy.hooks.HookKeyframe(strength, start))
+    return hooks
 
 
 LATENT = torch.zeros(1, 16, 1, 4, 8)
@@ -245,6 +229,18 @@ BAD_FILMS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "context latents": (carrying(context_latents=[LATENT]), ("Shot 2", "context latents")),
     "frames joined in time": (carrying(time_dim_concat=LATENT), ("Shot 2", "frames joined in time")),
     "a prompt for some steps": (carrying(start_percent=0.0, end_percent=0.5), ("Shot 2", "a range of steps")),
+    "a LoRA that changes from step to step": (
+        lambda film: carrying(hooks=scheduled_lora())(film),
+        ("Shot 2", "a LoRA schedule", "Remove the node"),
+    ),
+    "a prompt of another text encoder": (
+        changed(storyboard=planned(prompts=([[torch.zeros(1, 77, 768), {}]],))),
+        ("Shot 1", "4096 numbers a word, got 768", "umt5", "Load CLIP"),
+    ),
+    "a negative of another text encoder": (
+        changed(storyboard=dataclasses.replace(planned(), negative=[[torch.zeros(1, 77, 768), {}]])),
+        ("The negative prompt", "got 768"),
+    ),
     "a prompt for a part of the frame": (carrying(area=(2, 2, 0, 0)), ("Shot 2", "an area")),
 }
 

@@ -14,7 +14,7 @@ from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import MemoryConfig
 from longreel.memory.kv_memory import KVMemory
 from longreel.memory.positions import PositionPolicy
-from longreel.memory.session import RunSession
+from longreel.memory.session import Phase, RunSession
 from longreel.nodes.host.attach import adapter_for
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan, host_modules
 from longreel.nodes.host.wan import chunk_rope, time_channels
@@ -72,9 +72,11 @@ def test_frames_of_a_bf16_model_are_turned_to_their_own_time(model: ModelPatcher
     memory.allocate()
     session = RunSession(memory)
     session.begin(frames)
+    session.phase = Phase.COMMIT
     table = host_table(model, len(frames), first=0)
     rope = chunk_rope(session, table)
     assert relative_error(turn_of(rope.absolute, len(frames)), defined_turn(frames)) < FORWARD_ERROR
+    assert rope.timeless is not None
     pairs = time_channels(HEAD_SIZE) // 2
     assert torch.equal(rope.absolute[..., pairs:, :, :], table[..., pairs:, :, :])  # space is the host's own
     assert torch.equal(rope.timeless[..., pairs:, :, :], table[..., pairs:, :, :])
