@@ -8,12 +8,14 @@ from typing import Any
 import comfy.sampler_helpers
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import Tensor
 
 from ...memory.session import RunSession
 from .keys import SESSION
 
 NEGATIVE = "negative"
+AROUND_THE_MODEL = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 
 
 class FilmGuider(comfy.samplers.CFGGuider):
@@ -34,9 +36,14 @@ class FilmGuider(comfy.samplers.CFGGuider):
 
     @property
     def text_tokens(self) -> int:
-        """Length of the longest prompt, or 0 when hooks change the model from step to step."""
+        """Length of the longest prompt, or 0 where a hook or another pack may change prompts from step to step."""
         conds = [cond for conds in self.original_conds.values() for cond in conds]
-        if any("hooks" in cond for cond in conds):
+        options = self.model_options
+        changing = "model_function_wrapper" in options or "dit" in options["transformer_options"].get(
+            "patches_replace", {}
+        )
+        wrapped = [get_all_wrappers(kind, options, is_model_options=True) for kind in AROUND_THE_MODEL]
+        if changing or any(wrapped) or any("hooks" in cond for cond in conds):
             return 0
         return max(int(cond["cross_attn"].shape[1]) for cond in conds)
 
