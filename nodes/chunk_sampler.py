@@ -119,8 +119,19 @@ class ChunkedARSampler(io.ComfyNode):
         vae: comfy.sd.VAE | None = None,
     ) -> io.NodeOutput:
         """Check everything, then make the film."""
-        start = None if start_image is None else start_image["samples"]
-        film = Film(model, storyboard, sigmas, seed, width, height, cfg, project, sampler, start, vae)
+        film = Film(
+            model=model,
+            storyboard=storyboard,
+            sigmas=sigmas,
+            seed=seed,
+            width=width,
+            height=height,
+            cfg=cfg,
+            project=project,
+            sampler=sampler,
+            start=None if start_image is None else start_image["samples"],
+            vae=vae,
+        )
         root = Path(folder_paths.get_output_directory()) / FILMS_FOLDER
         made = film.make(root, lambda text: PromptServer.instance.send_progress_text(text, cls.hidden.unique_id))
         latent = {"samples": made.latents}

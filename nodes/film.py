@@ -40,7 +40,7 @@ class FilmResult:
     folder: Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Film:
     """All that makes a film. `start` is a LATENT tensor `[1, C, 1, H, W]` or None; without a VAE nothing is decoded."""
 
@@ -167,4 +167,4 @@ class Film:
 def _sampler_name(sampler: comfy.samplers.Sampler) -> str:
     function = getattr(sampler, "sampler_function", sampler)
     options = getattr(sampler, "extra_options", {})
-    return f"{getattr(function, '__name__', type(function).__name__)} {described(options)}"
+    return described([function, options])

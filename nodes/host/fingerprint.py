@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
+from enum import Enum
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
+import comfy.hooks
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -17,14 +20,15 @@ SAMPLE_VALUES = 64
 SAMPLE_TENSORS = 16
 DEPTH = 8
 PLAIN = (int, float, str, bool)
+TOLD_AS_THEY_ARE = (*PLAIN, bytes, range, slice, torch.dtype, torch.device, Enum, type(None))
 
 
 def conditioning_fingerprint(conditioning: Iterable[Any]) -> str:
-    """Hash of a CONDITIONING: its text vectors, every value, and the names of what else it carries."""
+    """Hash of a CONDITIONING: its text vectors, every value, and what else it carries."""
     digest = hashlib.sha256()
     for vectors, extras in conditioning:
         _add_tensor(digest, vectors)
-        digest.update(repr(sorted(extras)).encode())
+        digest.update(described(extras).encode())
     return digest.hexdigest()
 
 
@@ -49,10 +53,7 @@ def model_fingerprint(patcher: ModelPatcher) -> str:
         _add_sample(digest, weights[key])
     for key in sorted(patcher.patches):
         digest.update(key.encode())
-        for patch in patcher.patches[key]:
-            digest.update(repr((patch[0], patch[2])).encode())
-            for tensor in _tensors(patch[1]):
-                _add_sample(digest, tensor)
+        _add_patches(digest, patcher.patches[key])
     digest.update(described([patcher.object_patches, patcher.wrappers, patcher.model_options]).encode())
     return digest.hexdigest()
 
@@ -60,8 +61,9 @@ def model_fingerprint(patcher: ModelPatcher) -> str:
 def described(value: Any, depth: int = DEPTH) -> str:
     """A text that is the same for equal settings.
 
-    Values are told as they are, functions by name and by what they close over, host modules and dataclasses by their
-    plain values. Of other objects only the type is told: they may count calls, and would never be the same twice.
+    Values are told as they are, functions by name and by what they are bound to, host modules and dataclasses by their
+    plain values, LoRAs of a prompt by weights and strength. Of other objects only the type is told: they may count
+    calls, and would never be the same twice.
     """
     if depth == 0:
         return "..."
@@ -70,7 +72,9 @@ def described(value: Any, depth: int = DEPTH) -> str:
         return "{" + ", ".join(f"{key}: {entry}" for key, entry in pairs) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(described(entry, depth - 1) for entry in value) + "]"
-    if isinstance(value, (*PLAIN, torch.dtype, type(None))):
+    if isinstance(value, (set, frozenset)):
+        return "{" + ", ".join(sorted(described(entry, depth - 1) for entry in value)) + "}"
+    if isinstance(value, TOLD_AS_THEY_ARE):
         return repr(value)
     if isinstance(value, Tensor):
         return tensor_fingerprint(value)
@@ -78,7 +82,12 @@ def described(value: Any, depth: int = DEPTH) -> str:
         return described([value.__func__, value.__self__], depth - 1)
     if isinstance(value, FunctionType):
         inside = [cell.cell_contents for cell in value.__closure__ or ()]
-        return f"{value.__module__}.{value.__qualname__}{described(inside, depth - 1)}"
+        bound = [*inside, *(value.__defaults__ or ()), value.__kwdefaults__]
+        return f"{value.__module__}.{value.__qualname__}{described(bound, depth - 1)}"
+    if isinstance(value, partial):
+        return described([value.func, value.args, value.keywords], depth - 1)
+    if isinstance(value, comfy.hooks.HookGroup):
+        return described([_hook_settings(hook) for hook in value.hooks], depth - 1)
     plain: dict[str, Any] = {}
     if isinstance(value, nn.Module):
         plain = {key: entry for key, entry in vars(value).items() if isinstance(entry, PLAIN)}
@@ -107,11 +116,24 @@ def _spread(keys: list[str]) -> list[str]:
     return keys[::step]
 
 
-def _tensors(patch: Any) -> list[Tensor]:
-    """The tensors of a weight patch: the host keeps them in an adapter's `weights` or in a plain tuple."""
-    values = getattr(patch, "weights", patch)
-    values = values if isinstance(values, (tuple, list)) else [values]
-    return [value for value in values if isinstance(value, Tensor)]
+def _hook_settings(hook: comfy.hooks.Hook) -> dict[str, Any]:
+    """What a hook of a prompt does, without what it keeps while it runs."""
+    numbers = {key: entry for key, entry in vars(hook).items() if type(entry) in (int, float, str)}
+    schedule = [(frame.strength, frame.start_percent, frame.guarantee_steps) for frame in hook.hook_keyframe.keyframes]
+    what = {name: getattr(hook, name, None) for name in ("weights", "transformers_dict")}
+    return {**numbers, **what, "type": type(hook).__name__, "schedule": schedule}
+
+
+def _add_patches(digest: Any, patches: Any) -> None:
+    """Weight patches: numbers, tensors, adapters that hold `weights`, and tuples and lists of all these."""
+    patches = getattr(patches, "weights", patches)
+    if isinstance(patches, Tensor):
+        _add_sample(digest, patches)
+    elif isinstance(patches, (tuple, list)):
+        for part in patches:
+            _add_patches(digest, part)
+    elif isinstance(patches, TOLD_AS_THEY_ARE):
+        digest.update(repr(patches).encode())
 
 
 def _add_tensor(digest: Any, tensor: Tensor) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-from film import FOUR_STEPS
+from film import FOUR_STEPS, film_on_disk
 
 from longreel.memory.config import MemoryConfig
 from longreel.memory.film import read_pictures
@@ -60,8 +60,7 @@ def storyboard(text: str = BOARD, chunk: int = 3) -> PlannedStoryboard:
 
 @pytest.fixture(scope="module")
 def film(model: ModelPatcher, vae: comfy.sd.VAE) -> Film:
-    sigmas = torch.tensor([1.0, 0.8, 0.0])
-    return Film(model, storyboard(), sigmas, seed=1, width=64, height=32, cfg=1.0, project="film", vae=vae)
+    return film_on_disk(model, storyboard(), sigmas=torch.tensor([1.0, 0.8, 0.0]), vae=vae)
 
 
 def changed(film: Film, **changes: Any) -> Film:
@@ -202,9 +201,18 @@ def test_whatever_changes_the_film_is_another_setting(film: Film, model: ModelPa
         changed(film, width=80),
         changed(film, sampler=comfy.samplers.ksampler("euler")),
         changed(film, sampler=comfy.samplers.ksampler("lcm")),
+        changed(film, sampler=comfy.samplers.KSAMPLER(sampler_of_another_pack(0.5))),
+        changed(film, sampler=comfy.samplers.KSAMPLER(sampler_of_another_pack(0.7))),
     ]
     settings = {json.dumps(variant._settings(), sort_keys=True) for variant in variants}
     assert len(settings) == len(variants)
+
+
+def sampler_of_another_pack(strength: float) -> Any:
+    def sample(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **settings: Any) -> torch.Tensor:
+        return x * strength
+
+    return sample
 
 
 def overridden_attention(attention: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import comfy.hooks
 import comfy.model_management
 import comfy.sd
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
+from comfy_extras.nodes_model_merging import ModelMergeSimple
+from film import prompt, render
 from torch import Tensor
 
+from longreel.memory.chunks import plan_frames
+from longreel.memory.positions import PositionPolicy
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan
-from longreel.nodes.host.fingerprint import described, model_fingerprint
+from longreel.nodes.host.fingerprint import conditioning_fingerprint, described, model_fingerprint
 
 SPEC = TinyWanSpec(width=128, layers=1, ffn=256, seed=3)
 LAYER = "diffusion_model.blocks.0.ffn.0.weight"
@@ -41,11 +48,14 @@ LOADERS: dict[str, Callable[[dict[str, Tensor]], ModelPatcher]] = {
 }
 
 
-def with_lora(model: ModelPatcher, strength: float) -> ModelPatcher:
-    clone = model.clone()
-    down, up = torch.full((4, 128), 0.1), torch.full((256, 4), 0.1)
-    lora = {"diffusion_model.blocks.0.ffn.0.lora_A.weight": down, "diffusion_model.blocks.0.ffn.0.lora_B.weight": up}
-    loaded, _ = comfy.sd.load_lora_for_models(clone, None, lora, strength, 0.0)
+def with_lora(model: ModelPatcher, strength: float, alpha: float = 4.0) -> ModelPatcher:
+    layer = "diffusion_model.blocks.0.ffn.0"
+    lora = {
+        f"{layer}.lora_A.weight": torch.full((4, 128), 0.1),
+        f"{layer}.lora_B.weight": torch.full((256, 4), 0.1),
+        f"{layer}.alpha": torch.tensor(alpha),
+    }
+    loaded, _ = comfy.sd.load_lora_for_models(model.clone(), None, lora, strength, 0.0)
     return loaded
 
 
@@ -70,6 +80,34 @@ def test_a_lora_and_its_strength_are_seen(state: dict[str, Tensor]) -> None:
 def test_a_changed_matrix_is_seen(state: dict[str, Tensor]) -> None:
     tuned = {key: weight + 0.01 if weight.ndim > 1 else weight for key, weight in state.items()}
     assert model_fingerprint(build_tiny_wan(weights=tuned)) != model_fingerprint(build_tiny_wan(weights=state))
+
+
+def merged(state: dict[str, Tensor], seed: int) -> ModelPatcher:
+    """The model, half of it replaced by another one, as the host's merging node does it."""
+    other = build_tiny_wan(dataclasses.replace(SPEC, seed=seed))
+    return ModelMergeSimple().merge(LOADERS["float32"](state), other, 0.5)[0]
+
+
+def test_models_that_another_one_is_merged_into_are_told_apart(state: dict[str, Tensor]) -> None:
+    first, again, other = (model_fingerprint(merged(state, seed)) for seed in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_whole_weights_of_a_lora_file_are_seen(state: dict[str, Tensor]) -> None:
+    """Many files for Wan have '.diff' tensors beside their low-rank ones."""
+    seen = set()
+    for value in (0.1, 0.2):
+        lora = {"diffusion_model.blocks.0.ffn.0.diff": torch.full((256, 128), value)}
+        loaded, _ = comfy.sd.load_lora_for_models(LOADERS["float32"](state), None, lora, 1.0, 0.0)
+        seen.add(model_fingerprint(loaded))
+    assert len(seen) == 2
+
+
+def test_the_scale_that_a_lora_file_states_is_seen(state: dict[str, Tensor]) -> None:
+    model = LOADERS["float32"](state)
+    seen = {model_fingerprint(with_lora(model, 0.5, alpha)) for alpha in (1.0, 2.0)}
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(
@@ -103,6 +141,51 @@ def test_an_override_is_seen_and_its_counters_are_not(state: dict[str, Tensor]) 
     override.calls = 5
     assert model_fingerprint(overridden) == before
     assert model_fingerprint(model) != before
+
+
+def bound_late(strength: float) -> Callable[..., float]:
+    return lambda x, kept=strength: x * kept
+
+
+def scale(x: float, strength: float) -> float:
+    return x * strength
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (bound_late(0.5), bound_late(0.7)),
+        (functools.partial(scale, strength=0.5), functools.partial(scale, strength=0.7)),
+        ({1, 2}, {1, 3}),
+        (PositionPolicy.ABSOLUTE, PositionPolicy.CLAMPED),
+        (range(3), range(4)),
+    ],
+    ids=["defaults", "partial", "set", "enum", "range"],
+)
+def test_settings_are_told_apart_wherever_a_pack_keeps_them(one: object, other: object) -> None:
+    assert described(one) != described(other)
+    assert described(one) == described(one)
+
+
+def hooked(strength: float, weight: float) -> list[Any]:
+    """A prompt with a LoRA of its own."""
+    lora = {"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.full((4, 128), weight)}
+    return [[prompt(0)[0][0], {"hooks": comfy.hooks.create_hook_lora(lora, strength, 0.0)}]]
+
+
+def test_a_lora_of_a_prompt_and_its_strength_are_seen() -> None:
+    plain, first, again, stronger, other = map(
+        conditioning_fingerprint, (prompt(0), hooked(0.5, 0.1), hooked(0.5, 0.1), hooked(0.7, 0.1), hooked(0.5, 0.2))
+    )
+    assert first == again
+    assert len({plain, first, stronger, other}) == 4
+
+
+def test_a_lora_of_a_prompt_is_recognised_after_a_run(state: dict[str, Tensor]) -> None:
+    conditioning = hooked(0.5, 0.1)
+    before = conditioning_fingerprint(conditioning)
+    render(LOADERS["float32"](state), plan_frames(3, 3), prompts=(conditioning,), size=(2, 2))
+    assert conditioning_fingerprint(conditioning) == before
 
 
 def test_a_description_of_things_that_contain_themselves_ends() -> None:
