@@ -6,7 +6,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,12 +17,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...memory.chunks import Plan, plan_frames
+from ...memory.chunks import Chunk, Plan, plan_frames
 from ...memory.config import MemoryConfig
 from ...memory.rollout import FinishedChunk
 from ..host.attach import attach_memory
 from ..host.build import TinyWanSpec, build_tiny_wan
-from ..host.film_sampler import FilmSampler, SeededNoise
+from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.guider import FilmGuider
 from .boot import pack_folder
 
@@ -121,15 +121,23 @@ MAX_ERROR = 1e-4  # float32 rounding through a rollout
 SEED = 7
 
 
+@dataclass(frozen=True, slots=True)
 class HostNoise:
-    """The noise that the host's loop draws, so that both make the same film."""
+    """What the host's loop draws for a film of noise `film` `[1, C, T, H, W]`, so that both make the same one."""
 
-    def __call__(self, chunk: Any, step: int, shape: Any) -> Tensor:
+    film: Tensor
+    film_seed: int
+
+    def __call__(self, chunk: Chunk, step: int, shape: Sequence[int]) -> Tensor:
         """First the film's noise, then the host's own seeds."""
         if step == 0:
-            return _film_noise(chunk.frames.stop)[:, :, chunk.frames.start :]
-        generator = torch.Generator().manual_seed(SEED + chunk.index * 1000 + step - 1)
+            return self.film[:, :, chunk.frames.start : chunk.frames.stop]
+        generator = torch.Generator().manual_seed(self.seed(chunk, "") + step - 1)
         return torch.randn(tuple(shape), generator=generator)
+
+    def seed(self, chunk: Chunk, label: str) -> int:
+        """The seed that the host counts up from in a chunk."""
+        return self.film_seed + chunk.index * 1000
 
 
 def _film_noise(frames: int) -> Tensor:
@@ -168,7 +176,9 @@ def _our_film(
         chunks.append(done.latents)
         on_chunk(done)
 
-    noise = HostNoise() if sigmas is SIGMAS else SeededNoise((SEED,))
+    noise: Noise = SeededNoise((SEED,))
+    if sigmas is SIGMAS:
+        noise = HostNoise(_film_noise(plan.total_frames), SEED)
     sampler = FilmSampler(
         plan=plan,
         noise=noise,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.model_management
 import comfy.samplers
@@ -17,8 +17,19 @@ from ...memory.session import RunSession
 from .guider import FilmGuider
 from .keys import SESSION
 
-Noise = Callable[[Chunk, int, Sequence[int]], Tensor]
 Progress = Callable[[int, Tensor, Tensor, int], None]
+
+
+class Noise(Protocol):
+    """Where the randomness of a film comes from."""
+
+    def __call__(self, chunk: Chunk, step: int, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise of this shape for a step of a chunk."""
+        ...
+
+    def seed(self, chunk: Chunk, label: str) -> int:
+        """Seed for what else is drawn for a chunk, such as by a SAMPLER."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +58,7 @@ class FilmSampler(comfy.samplers.Sampler):
     """
 
     plan: Plan
-    noise: SeededNoise | Noise
+    noise: Noise
     recache_shots: frozenset[int]
     latent_size: tuple[int, int]
     inner: comfy.samplers.Sampler | None
@@ -77,6 +88,8 @@ class FilmSampler(comfy.samplers.Sampler):
             start = steps.to_device(guider.inner_model.process_latent_in(self.start))
         result = noise
         for chunk in rollout.run(self.plan, self.recache_shots, start):
+            if chunk.replayed:
+                steps.report_replayed(chunk)
             self.finished(chunk, guider)
             result = chunk.latents
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -144,12 +157,11 @@ class ChunkSteps:
 
     def _many_steps(self, chunk: Chunk) -> Tensor:
         noise = self._draw(chunk, 0)
-        seed = self._film.noise.seed(chunk, "sampler") if isinstance(self._film.noise, SeededNoise) else 0
         assert self._film.inner is not None
         clean: Tensor = self._film.inner.sample(
             self._guider,
             self._sigmas,
-            {**self._extra_args, "seed": seed},
+            {**self._extra_args, "seed": self._film.noise.seed(chunk, "sampler")},
             lambda step, clean, x, _: self._report(chunk, step, clean, x),
             noise,
             torch.zeros_like(noise),
@@ -158,10 +170,16 @@ class ChunkSteps:
         )
         return clean
 
+    def report_replayed(self, done: FinishedChunk) -> None:
+        """Tell the progress that all steps of a chunk were made by an earlier run."""
+        self._report(done.chunk, len(self._levels) - 2, done.latents, done.latents)
+
     def _report(self, chunk: Chunk, step: int, clean: Tensor, x: Tensor) -> None:
         if self._callback is None:
             return
         steps = len(self._levels) - 1
-        done = chunk.index * steps + min(step, steps - 1)
-        shown = clean[:, :, step % clean.shape[2] :]  # a preview shows the first frame it is given
-        self._callback(done, shown, x, len(self._film.plan.chunks) * steps)
+        step = min(step, steps - 1)
+        # ComfyUI's preview is the first frame of what it is given: step by step it walks through the chunk. Packs that
+        # play all frames get all of them.
+        shown = clean.roll(-(step * clean.shape[2] // steps), dims=2)
+        self._callback(chunk.index * steps + step, shown, x, len(self._film.plan.chunks) * steps)

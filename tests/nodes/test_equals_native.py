@@ -13,10 +13,11 @@ from film import FOUR_STEPS, FULL, LATENT_CHANNELS, TINY_SIZE, prompt, render
 from numerics import FORWARD_ERROR, ROLLOUT_ERROR, relative_error
 from torch import Tensor
 
-from longreel.memory.chunks import Chunk, plan_frames
+from longreel.memory.chunks import plan_frames
 from longreel.memory.config import MemoryConfig
 from longreel.memory.kv_memory import KVMemory
 from longreel.memory.session import RunSession
+from longreel.nodes.headless.bench_loop import HostNoise
 from longreel.nodes.host.attach import adapter_for, attach_memory
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan
 from longreel.nodes.host.keys import SESSION
@@ -56,22 +57,9 @@ def native_film(frames: int, chunk_frames: int, start: Tensor | None = None) -> 
     return guider.model_patcher.model.process_latent_in(latents)
 
 
-class NativeNoise:
-    """The noise that the host's sampler draws."""
-
-    def __init__(self, frames: int) -> None:
-        self.first = film_noise(frames)
-
-    def __call__(self, chunk: Chunk, step: int, shape: Sequence[int]) -> Tensor:
-        if step == 0:
-            return self.first[:, :, chunk.frames.start : chunk.frames.stop]
-        generator = torch.Generator().manual_seed(SEED + chunk.index * 1000 + step - 1)
-        return torch.randn(tuple(shape), generator=generator)
-
-
 def our_film(frames: int, chunk_frames: int, causal: bool = True, config: MemoryConfig = FULL) -> Tensor:
     model = set_shift(build_tiny_wan(SPEC, causal=causal), 5.0)
-    noise = NativeNoise(frames)
+    noise = HostNoise(film_noise(frames), SEED)
     return render(model, plan_frames(frames, chunk_frames), prompts=(prompt(0),), noise=noise, config=config).latents
 
 
@@ -99,7 +87,7 @@ def test_a_film_from_a_start_image_equals_the_hosts_own(host: object, causal: bo
     expected = native_film(frames, chunk_frames, start)
     model = set_shift(build_tiny_wan(SPEC, causal=causal), 5.0)
     plan = plan_frames(frames, chunk_frames, seeded_frames=1)
-    film = render(model, plan, prompts=(prompt(0),), noise=NativeNoise(frames), start=start)
+    film = render(model, plan, prompts=(prompt(0),), noise=HostNoise(film_noise(frames), SEED), start=start)
     assert relative_error(film.latents, expected[:, :, 1:]) < ROLLOUT_ERROR
     without = native_film(frames, chunk_frames)
     assert relative_error(without[:, :, 1:], expected[:, :, 1:]) > 10 * ROLLOUT_ERROR  # the image matters

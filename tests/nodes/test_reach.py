@@ -18,7 +18,7 @@ from comfy.ldm.wan.model import WanModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelComputeDtype, ModelSamplingSD3
-from film import FULL, LATENT_CHANNELS, prompt, render
+from film import FULL, LATENT_CHANNELS, film_on_disk, planned, prompt, render
 from film import Film as Rendered
 from numerics import (
     BF16_COMPUTE_ERROR,
@@ -34,15 +34,14 @@ from torch import Tensor
 from longreel.kernels.page_copy import time_rotation
 from longreel.memory.chunks import Plan, plan_frames
 from longreel.memory.config import MemoryConfig
-from longreel.memory.storyboard_parser import read_storyboard
 from longreel.memory.training.initialise import initialise_wan
-from longreel.nodes.film import Film, Recorder
+from longreel.nodes.headless.bench_loop import HostNoise
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_vae, build_tiny_wan, host_modules
 from longreel.nodes.host.guider import FilmGuider
 from longreel.nodes.host.keys import SESSION
 from longreel.nodes.host.wan import WanAttention, time_channels
-from longreel.nodes.planned_storyboard import plan_storyboard
+from longreel.nodes.recorder import Recorder
 
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=3)
 SIZE = (4, 8)
@@ -273,7 +272,7 @@ def test_a_stretched_film_of_one_chunk_is_what_the_unpatched_model_makes(model: 
     guider.set_conds(prompt(0), prompt(99, words=3))
     euler, sigmas = comfy.samplers.ksampler("euler"), torch.tensor(ONE_STEP)
     native = guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=0)
-    film = film_of(stretched, plan_frames(3, 3), noise=lambda *_: noise, inner=euler)
+    film = film_of(stretched, plan_frames(3, 3), noise=HostNoise(noise, 0), inner=euler)
     assert torch.equal(model.model.process_latent_out(film.latents), native)
 
 
@@ -330,20 +329,13 @@ def build_tiny_wan22() -> ModelPatcher:
     return comfy.sd.load_diffusion_model_state_dict(network.state_dict(), model_options={"dtype": torch.float32})
 
 
-def small_film(model: ModelPatcher, **settings: Any) -> Film:
-    board = read_storyboard("[1.5s] a beach")
-    planned = plan_storyboard(board, (prompt(0),), prompt(99, words=3), 16.0, 3)
-    parts = {"sigmas": torch.tensor(ONE_STEP), "width": 64, "height": 32, "cfg": 1.0, "seed": 1, "project": "film"}
-    return Film(model=model, storyboard=planned, **{**parts, **settings})
-
-
 def test_wan_22_5b_remembers_its_first_chunk(host: object, tmp_path: Path) -> None:
     model = build_tiny_wan22()
     assert type(model.model) is comfy.model_base.WAN22
-    film = small_film(model).make(tmp_path)
+    film = film_on_disk(model, planned()).make(tmp_path)
     assert film.latents.shape == (1, 48, 6, 2, 4)  # a pixel in sixteen
     forgetful = attach_memory(model, MemoryConfig(window_frames=3, sink_frames=0))
-    forgotten = small_film(forgetful, project="forgotten").make(tmp_path)
+    forgotten = film_on_disk(forgetful, planned(), project="forgotten").make(tmp_path)
     assert torch.equal(film.latents[:, :, :3], forgotten.latents[:, :, :3])
     assert relative_error(film.latents[:, :, 3:], forgotten.latents[:, :, 3:]) > ROLLOUT_ERROR
 
@@ -356,7 +348,7 @@ def test_a_film_survives_that_its_model_is_unloaded_between_chunks(
 ) -> None:
     """As on a card where the VAE has room only when the model has left."""
     model, vae = overridden(with_lora(plain, 1.0), Spy(strength=0.5)), build_tiny_vae(dim=8)
-    undisturbed = small_film(model, project="undisturbed").make(tmp_path).latents
+    undisturbed = film_on_disk(model, planned(), project="undisturbed").make(tmp_path).latents
     decode = Recorder._decode
 
     def decode_and_unload(self: Recorder, chunk: Any, latents: Tensor) -> bool:
@@ -366,11 +358,11 @@ def test_a_film_survives_that_its_model_is_unloaded_between_chunks(
         return decoded
 
     monkeypatch.setattr(Recorder, "_decode", decode_and_unload)
-    disturbed = small_film(model, vae=vae, project="disturbed").make(tmp_path).latents
+    disturbed = film_on_disk(model, planned(), vae=vae, project="disturbed").make(tmp_path).latents
     assert torch.equal(disturbed, undisturbed)
     monkeypatch.setattr(FilmGuider, "reload", lambda self: None)
     with pytest.raises(RuntimeError, match="were skipped"):
-        small_film(model, vae=vae, project="without").make(tmp_path)
+        film_on_disk(model, planned(), vae=vae, project="without").make(tmp_path)
 
 
 def test_a_film_is_the_same_inside_and_outside_inference_mode(model: ModelPatcher) -> None:

@@ -28,6 +28,6 @@ def test_both_loops_make_the_same_film_and_the_table_says_how_long_they_took(hos
 
 
 def test_two_loops_that_make_different_films_are_not_measured(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_loop, "HostNoise", lambda: SeededNoise((CHUNK_FRAMES,)))
+    monkeypatch.setattr(bench_loop, "HostNoise", lambda *drawn: SeededNoise((CHUNK_FRAMES,)))
     with pytest.raises(RuntimeError, match="different films"):
         measure_loop(TINY, host.version)
