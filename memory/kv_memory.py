@@ -151,7 +151,7 @@ class KVMemory:
         assert self._pool is not None
         assert self._working is not None
         spec = self.spec
-        for copy, rotation in zip(copies, rotations, strict=False):
+        for copy, rotation in zip(copies, rotations[: len(copies)], strict=True):
             source = self._rows(copy.placement.slot)
             target = slice(copy.place * spec.frame_tokens, (copy.place + 1) * spec.frame_tokens)
             for stream in range(self.streams):
