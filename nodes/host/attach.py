@@ -52,6 +52,8 @@ def _with_session(
     if not isinstance(sampler, FilmSampler):
         return executor(noise, latent, sampler, *args, **kwargs)
     guider: Any = executor.class_obj  # type: ignore[attr-defined]
+    # For prompts with hooks the host takes a copy of a model with dynamic VRAM: its layers are others.
+    adapter_for(guider.model_patcher).attach(guider.model_patcher)
     memory = plan_memory(guider.model_patcher, sampler, streams=guider.streams)
     session = RunSession(memory, guider.text_tokens)
     before = guider.model_options

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.hooks
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -343,12 +345,20 @@ def test_wan_22_5b_remembers_its_first_chunk(host: object, tmp_path: Path) -> No
 # The host's own ways
 
 
+@pytest.mark.parametrize("lora_of", ["model", "prompt"])
 def test_a_film_survives_that_its_model_is_unloaded_between_chunks(
-    plain: ModelPatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: ModelPatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora_of: str
 ) -> None:
     """As on a card where the VAE has room only when the model has left."""
-    model, vae = overridden(with_lora(plain, 1.0), Spy(strength=0.5)), build_tiny_vae(dim=8)
-    undisturbed = film_on_disk(model, planned(), project="undisturbed").make(tmp_path).latents
+    model, vae, board = overridden(plain, Spy(strength=0.5)), build_tiny_vae(dim=8), planned()
+    if lora_of == "model":
+        model = with_lora(model, 1.0)
+    else:
+        hooks = comfy.hooks.create_hook_lora(lora("peft"), 1.0, 0.0)
+        board = planned(prompts=([[prompt(0)[0][0], {"hooks": hooks}]],))
+    undisturbed = film_on_disk(model, board, project="undisturbed").make(tmp_path).latents
+    unchanged = film_on_disk(overridden(plain, Spy(strength=0.5)), planned(), project="unchanged").make(tmp_path)
+    assert relative_error(undisturbed, unchanged.latents) > ROLLOUT_ERROR
     decode = Recorder._decode
 
     def decode_and_unload(self: Recorder, chunk: Any, latents: Tensor) -> bool:
@@ -358,11 +368,18 @@ def test_a_film_survives_that_its_model_is_unloaded_between_chunks(
         return decoded
 
     monkeypatch.setattr(Recorder, "_decode", decode_and_unload)
-    disturbed = film_on_disk(model, planned(), vae=vae, project="disturbed").make(tmp_path).latents
+    disturbed = film_on_disk(model, board, vae=vae, project="disturbed").make(tmp_path).latents
     assert torch.equal(disturbed, undisturbed)
     monkeypatch.setattr(FilmGuider, "reload", lambda self: None)
     with pytest.raises(RuntimeError, match="were skipped"):
-        film_on_disk(model, planned(), vae=vae, project="without").make(tmp_path)
+        film_on_disk(model, board, vae=vae, project="without").make(tmp_path)
+
+
+def test_memory_on_a_copy_that_the_host_takes_uses_the_layers_of_the_copy(plain: ModelPatcher) -> None:
+    """Prompts with hooks run on a copy of the model without dynamic VRAM, which has layers of its own."""
+    other = build_tiny_wan(dataclasses.replace(SPEC, seed=4))
+    copied = attach_memory(plain, FULL).clone(model_override=other.get_clone_model_override())
+    assert torch.equal(film_of(copied, attached=True).latents, film_of(other).latents)
 
 
 def test_a_film_is_the_same_inside_and_outside_inference_mode(model: ModelPatcher) -> None:
