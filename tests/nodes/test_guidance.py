@@ -59,6 +59,27 @@ def test_the_text_of_a_shot_is_projected_once(model: ModelPatcher) -> None:
     assert len(calls) - once_a_shot == 6
 
 
+@pytest.mark.parametrize("words", [3, 7], ids=["one batch", "one after the other"])
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+def test_keeping_the_text_of_a_shot_changes_no_bit(
+    model: ModelPatcher, monkeypatch: pytest.MonkeyPatch, cfg: float, words: int
+) -> None:
+    def film() -> Tensor:
+        prompts = tuple(prompt(seed, words) for seed in (0, 1))
+        return render(
+            model,
+            plan_chunks((2, 2), 3),
+            prompts=prompts,
+            negative=prompt(99, 3),
+            cfg=cfg,
+            recache_shots=frozenset({1}),
+        ).latents
+
+    kept = film()
+    monkeypatch.setattr(FilmGuider, "text_tokens", 0)  # projected at every step
+    assert torch.equal(kept, film())
+
+
 def lora(seed: int = 1) -> dict[str, Tensor]:
     """A LoRA on what reads the text, among others."""
     generator = torch.Generator().manual_seed(seed)
