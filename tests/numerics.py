@@ -32,6 +32,14 @@ LATENT_STATISTICS_ERROR = 0.35
 MATRIX_PROBE_DB = 35.0
 # Pictures of 0 to 1 drawn alone or among others: vector and scalar instructions round the last bit apart.
 PICTURE_ROUNDING = 1e-5
+# Cosine of a look with itself after the mean look was taken out of both: float32 sums over 12,000 numbers.
+TRUE_LOOK = 0.9999
+# Optical flow of a smooth surface moved by up to 2 pixels a picture, in pixels: quadratics are not sines.
+FLOW_ERROR = 0.1
+# Flow between equal pictures, in pixels: what reading them at rounded places leaves.
+FLOW_ROUNDING = 1e-4
+# Background (dB) where only the character differs: the last of its soft edge reaches out of its box.
+SOFT_EDGE_DB = 50.0
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -1,9 +1,10 @@
-"""Does the tiny model draw a returning character from what it saw? Measured on films it was never trained on."""
+"""Films in which a character comes back, and whether a model in training draws it from what it saw."""
 
 from __future__ import annotations
 
 import random
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +12,11 @@ from torch import Tensor, nn
 
 from .causal import predict_flow
 from .clips import ClipBatch, TileCodec, clip_batch, decode_latents, text_batch
-from .storyworld import NAMES, Film, Look, Shot, character_box, first_rgb_frame, random_look, random_shot, render_shot
+from .recall_scores import last_looks, nearest
+from .storyworld import NAMES, Film, random_look, random_shot
 from .tiny_training import FLOW_SHIFT
 
 SAMPLING_STEPS = 4
-POPULATION = 64
-"""Random looks whose mean picture is taken out before looks are compared."""
 
 
 class Recall(NamedTuple):
@@ -30,16 +30,47 @@ class Recall(NamedTuple):
     chance: float
 
 
-def recall_film(seed: int, chunks: int, chunk_frames: int, characters: int) -> Film:
-    """A film whose first character is in the first chunk and in the last, and nowhere between."""
+def recall_film(seed: int, chunks: int, chunk_frames: int, characters: int, distance: int | None = None) -> Film:
+    """A film whose first character is in the last chunk and, before that, once: `distance` chunks earlier.
+
+    None stands for the first chunk. Every chunk is a shot; all other characters are seen too, about equally often. Films
+    of a seed have the same looks and share their shots, at every length and distance. Raises ValueError when the film is
+    too short for that.
+    """
+    distance = chunks - 1 if distance is None else distance
+    if not 2 <= characters < chunks or not 1 <= distance < chunks:
+        raise ValueError(
+            f"A recall film of {chunks} chunks needs 2 to {chunks - 1} characters and a distance of 1 to {chunks - 1} "
+            f"chunks, got {characters} and {distance}. Make the film longer, or the one that is too large smaller."
+        )
     rng = random.Random(f"recall {seed}")
     cast = rng.sample(NAMES, characters)
     looks = {name: random_look(rng) for name in cast}
-    others = [cast[1 + index % (characters - 1)] for index in range(chunks - 2)]
-    rng.shuffle(others)
-    order = [cast[0], *others, cast[0]]
-    shots = [random_shot(rng, name, index * chunk_frames, chunk_frames) for index, name in enumerate(order)]
-    return Film(looks, tuple(shots))
+    shots = (random_shot(rng, name, 0, chunk_frames) for name in _names(rng, cast))
+    last, once, *others = islice(shots, chunks)
+    seen = chunks - 1 - distance
+    order = [*others[:seen], once, *others[seen:], last]
+    return Film(looks, tuple(shot._replace(start=index * chunk_frames) for index, shot in enumerate(order)))
+
+
+def _names(rng: random.Random, cast: list[str]) -> Iterator[str]:
+    """The first of the cast twice, then the others without end: all of them in each round, in an order of its own."""
+    yield from (cast[0], cast[0])
+    while True:
+        yield from rng.sample(cast[1:], len(cast) - 1)
+
+
+def swapped_name(film: Film) -> Film:
+    """The film with another of its characters named in the last shot, at the same place: the name swap."""
+    other = next(name for name in film.looks if name != film.shots[-1].name)
+    return Film(film.looks, (*film.shots[:-1], film.shots[-1]._replace(name=other)))
+
+
+def sampling_levels(steps: int = SAMPLING_STEPS) -> list[float]:
+    """Noise levels from 1 to 0 that are even in time before Wan's flow shift."""
+    even = torch.linspace(1, 0, steps + 1)
+    levels: list[float] = (FLOW_SHIFT * even / (1 + (FLOW_SHIFT - 1) * even)).tolist()
+    return levels
 
 
 @torch.no_grad()
@@ -49,32 +80,15 @@ def draw_last_chunk(model: nn.Module, batch: ClipBatch, modules: Any, seed: int)
     Returns normalised latents `[B, 16, chunk_frames, 12, 16]`.
     """
     latents, size = batch.latents.clone(), batch.chunk_frames
-    steps = torch.linspace(1, 0, SAMPLING_STEPS + 1)
-    levels = FLOW_SHIFT * steps / (1 + (FLOW_SHIFT - 1) * steps)
     generator = torch.Generator().manual_seed(seed)
     latents[:, :, -size:] = torch.randn(latents[:, :, -size:].shape, generator=generator)
     sigmas = torch.zeros(latents.shape[0], latents.shape[2])
     with modules.training():
-        for level, lower in pairwise(levels.tolist()):
+        for level, lower in pairwise(sampling_levels()):
             sigmas[:, -size:] = level
             flow = predict_flow(model, latents, sigmas, batch)[:, :, -size:]
             latents[:, :, -size:] += (lower - level) * flow
     return latents[:, :, -size:]
-
-
-def _crop(shot: Shot, video: Tensor) -> Tensor:
-    frame = first_rgb_frame(shot.start + shot.frames - 1)
-    top, left, bottom, right = character_box(shot, frame)
-    return video[top:bottom, left:right]
-
-
-def _true_crop(shot: Shot, look: Look) -> Tensor:
-    frame = first_rgb_frame(shot.start + shot.frames - 1)
-    return _crop(shot, render_shot(shot, look, range(frame, frame + 1))[0])
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
 
 
 def compare_looks(film: Film, made: Tensor) -> dict[str, float]:
@@ -82,18 +96,7 @@ def compare_looks(film: Film, made: Tensor) -> dict[str, float]:
 
     `made` is the RGB picture `[96, 128, 3]` at the first RGB frame of the last latent frame.
     """
-    shot, rng = film.shots[-1], random.Random("population")
-    mean = torch.stack([_true_crop(shot, random_look(rng)) for _ in range(POPULATION)]).mean(0)
-    drawn = _crop(shot, made) - mean
-    return {name: _cosine(drawn, _true_crop(shot, look) - mean) for name, look in film.looks.items()}
-
-
-def _averaging(film: Film) -> float:
-    """The cosine that the mean of all looks seen in the film would reach."""
-    shot, rng = film.shots[-1], random.Random("population")
-    mean = torch.stack([_true_crop(shot, random_look(rng)) for _ in range(POPULATION)]).mean(0)
-    seen = torch.stack([_true_crop(shot, film.looks[earlier.name]) for earlier in film.shots[:-1]]).mean(0)
-    return _cosine(seen - mean, _true_crop(shot, film.looks[shot.name]) - mean)
+    return last_looks(film).cosines(made)
 
 
 def _last_pictures(latents: Tensor, codec: TileCodec) -> list[Tensor]:
@@ -107,37 +110,30 @@ def measure_recall(
 ) -> Recall:
     """Identity, who-is-it and both controls for films from `recall_film`; the history given is the true one."""
     batch = clip_batch(films, codec, chunk_frames)
-    right = [compare_looks(f, p) for f, p in zip(films, _pictures_of(model, batch, modules, seed, codec), strict=True)]
-
     rolled = torch.cat([batch.latents[1:], batch.latents[:1]])
-    foreign = batch._replace(latents=torch.cat([rolled[:, :, :-chunk_frames], batch.latents[:, :, -chunk_frames:]], 2))
-    other = [
-        compare_looks(f, p) for f, p in zip(films, _pictures_of(model, foreign, modules, seed, codec), strict=True)
-    ]
-
-    swapped_films = [
-        Film(film.looks, (*film.shots[:-1], film.shots[-1]._replace(name=film.shots[-2].name))) for film in films
-    ]
+    foreign = torch.cat([rolled[:, :, :-chunk_frames], batch.latents[:, :, -chunk_frames:]], 2)
+    swapped_films = [swapped_name(film) for film in films]
     text, text_mask = text_batch([[shot.prompt for shot in film.shots] for film in swapped_films])
-    swapped = batch._replace(text=text, text_mask=text_mask)
-    swap = [
-        compare_looks(f, p)
-        for f, p in zip(swapped_films, _pictures_of(model, swapped, modules, seed, codec), strict=True)
-    ]
+
+    looks = [last_looks(film) for film in films]
+
+    def scores(drawn: ClipBatch) -> list[dict[str, float]]:
+        pictures = _last_pictures(draw_last_chunk(model, drawn, modules, seed), codec)
+        return [look.cosines(picture) for look, picture in zip(looks, pictures, strict=True)]
+
+    right = scores(batch)
+    control = scores(batch._replace(latents=foreign))
+    swap = scores(batch._replace(text=text, text_mask=text_mask))
     names = [film.shots[-1].name for film in films]
     swap_names = [film.shots[-1].name for film in swapped_films]
     return Recall(
-        identity=_mean([scores[name] for scores, name in zip(right, names, strict=True)]),
-        who_is_it=_mean([float(max(s, key=s.__getitem__) == n) for s, n in zip(right, names, strict=True)]),
-        control=_mean([scores[name] for scores, name in zip(other, names, strict=True)]),
-        name_swap=_mean([float(max(s, key=s.__getitem__) == n) for s, n in zip(swap, swap_names, strict=True)]),
-        averaging=_mean([_averaging(film) for film in films]),
+        identity=_mean([cosines[name] for cosines, name in zip(right, names, strict=True)]),
+        who_is_it=_mean([float(nearest(cosines) == name) for cosines, name in zip(right, names, strict=True)]),
+        control=_mean([cosines[name] for cosines, name in zip(control, names, strict=True)]),
+        name_swap=_mean([float(nearest(cosines) == name) for cosines, name in zip(swap, swap_names, strict=True)]),
+        averaging=_mean([look.averaging(film) for look, film in zip(looks, films, strict=True)]),
         chance=1.0 / len(films[0].looks),
     )
-
-
-def _pictures_of(model: nn.Module, batch: ClipBatch, modules: Any, seed: int, codec: TileCodec) -> list[Tensor]:
-    return _last_pictures(draw_last_chunk(model, batch, modules, seed), codec)
 
 
 def _mean(values: list[float]) -> float:
