@@ -1,0 +1,125 @@
+"""What the recall benchmark measures: which memories, on how many films of which length, at which distances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..config import MIN_PAGES_PER_FRAME, MemoryConfig, page_tokens_for
+from ..positions import PositionPolicy
+from .storyworld import HEIGHT, NAMES, WIDTH
+
+TRAINED_CHUNKS = 12
+"""Chunks of a training clip."""
+WINDOW_CHUNKS = 3
+"""Chunks of the window, the one being made included."""
+REFERENCE = "full, absolute"
+"""The policy that all others are compared with, film by film."""
+FEWEST_CHARACTERS = 4
+FEWEST_FILMS = 2
+FRAME_TOKENS = (HEIGHT // 16) * (WIDTH // 16)
+GROUP_TOKENS = 16
+MIN_GROUPS_PER_CHUNK = 8
+
+
+def recall_policies(chunk_frames: int) -> dict[str, MemoryConfig]:
+    """The memories by name, for chunks of this many frames. A new policy is one line here."""
+    window, trained = WINDOW_CHUNKS * chunk_frames, TRAINED_CHUNKS * chunk_frames
+    full = {
+        f"full, {positions.value}": MemoryConfig(None, 0, positions, trained)
+        for positions in (PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS, PositionPolicy.CLAMPED)
+    }
+    return {
+        "window": MemoryConfig(window, 0, trained_frames=trained),
+        "window + sink": MemoryConfig(window, chunk_frames, trained_frames=trained),
+        **full,
+    }
+
+
+class Cell(NamedTuple):
+    """Films of `chunks` chunks whose returning character was seen `distance` chunks before the last one."""
+
+    chunks: int
+    distance: int
+
+
+FULL_CELLS = tuple(
+    Cell(chunks, distance)
+    for chunks, distances in ((12, (1, 2, 6, 11)), (24, (6, 23)), (48, (6, 24, 40)))
+    for distance in distances
+)
+QUICK_CELLS = (Cell(12, 1), Cell(12, 11), Cell(24, 23))
+
+
+@dataclass(frozen=True, slots=True)
+class RecallBench:
+    """How much is measured: `films` a cell, and `drift_films` free-running films of `drift_chunks` chunks."""
+
+    films: int = 96
+    cells: tuple[Cell, ...] = FULL_CELLS
+    drift_films: int = 12
+    drift_chunks: int = 48
+    chunk_frames: int = 1
+    characters: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.films < FEWEST_FILMS:
+            raise ValueError(
+                f"The recall bench needs at least {FEWEST_FILMS} films, got {self.films}. Use 96 for numbers to publish."
+            )
+        if not 1 <= self.chunk_frames <= 3:
+            raise ValueError(
+                f"The tiny model was trained on chunks of 1 to 3 frames, got {self.chunk_frames}. Use 1 or 3."
+            )
+        most = min(len(NAMES), min(cell.chunks for cell in self.cells) - 1)
+        if not FEWEST_CHARACTERS <= self.characters <= most:
+            raise ValueError(
+                f"The recall bench needs {FEWEST_CHARACTERS} to {most} characters a film, got {self.characters}: with "
+                "fewer, drawing everybody's average would pass for memory; with more, not all of them would be seen."
+            )
+        for cell in self.cells:
+            if not 1 <= cell.distance < cell.chunks:
+                raise ValueError(
+                    f"In a film of {cell.chunks} chunks a character can return after 1 to {cell.chunks - 1} chunks, got "
+                    f"{cell.distance}. Make the film longer or the distance shorter."
+                )
+        if not 0 <= self.seed < 100:
+            raise ValueError(
+                f"The recall bench needs a seed from 0 to 99, got {self.seed}. Each stands for other films."
+            )
+
+
+FULL = RecallBench()
+QUICK = RecallBench(films=6, cells=QUICK_CELLS, drift_films=2, drift_chunks=12)
+"""Enough to see whether a model recalls, within 5 minutes on 2 cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How finely the tiny frame can be selected from: pages that are read, groups of queries that read alike."""
+
+    chunk_frames: int
+    frame_tokens: int = FRAME_TOKENS
+    group_tokens: int = GROUP_TOKENS
+
+    @property
+    def pages_per_frame(self) -> int:
+        """Pages of a frame."""
+        return -(-self.frame_tokens // page_tokens_for(self.frame_tokens))
+
+    @property
+    def groups_per_chunk(self) -> int:
+        """Groups of a chunk."""
+        return -(-self.chunk_frames * self.frame_tokens // self.group_tokens)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing can be learned about selection at this size, or None: a page must be small against a character."""
+        if self.pages_per_frame >= MIN_PAGES_PER_FRAME and self.groups_per_chunk >= MIN_GROUPS_PER_CHUNK:
+            return None
+        return (
+            f"An ablation of what is selected needs at least {MIN_PAGES_PER_FRAME} pages a frame and "
+            f"{MIN_GROUPS_PER_CHUNK} groups a chunk, got {self.pages_per_frame} and {self.groups_per_chunk}. Use longer "
+            "chunks (--chunk-frames 3) or smaller groups."
+        )
