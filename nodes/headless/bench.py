@@ -1,4 +1,4 @@
-"""Measure what LongReel costs, against the host's own way."""
+"""Measure what LongReel costs, against the host's own way, and what its memories remember."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loop.add_argument("--device", choices=DEVICES, default="auto")
     loop.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     loop.set_defaults(bench=run_loop)
+    recall = benches.add_parser("recall", help="is a character drawn as it was when it comes back? Every memory policy")
+    recall.add_argument("--quick", action="store_true", help="few films at few distances: 5 minutes on 2 cores")
+    recall.add_argument(
+        "--films", type=int, help="films for each film length and distance (default: 96; 10 with --quick)"
+    )
+    recall.add_argument("--weights", type=Path, metavar="FOLDER", help="a model that `longreel train tiny` made")
+    recall.add_argument("--chunk-frames", type=int, default=1, help="latent frames of a chunk, 1 to 3 (default: 1)")
+    recall.add_argument("--characters", type=int, default=5, help="characters of a film, 4 or more (default: 5)")
+    recall.add_argument("--seed", type=int, default=0, help="another seed, other films (default: 0)")
+    recall.add_argument("--device", choices=DEVICES, default="auto")
+    recall.add_argument("--json", type=Path, metavar="FILE", help="write the rows here; a stopped run goes on from it")
+    recall.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw identity and who-is-it over distance")
+    recall.set_defaults(bench=run_recall)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,3 +53,10 @@ def run_loop(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def run_recall(args: argparse.Namespace) -> int:
+    """Measure what each memory brings back, print the tables and write the files."""
+    from .recall_command import measure
+
+    return measure(args)

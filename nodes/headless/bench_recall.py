@@ -1,0 +1,337 @@
+"""Does a memory bring a character back? Films through the real chunk loop. Import it after `boot_host`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...memory.chunks import Plan, plan_chunks
+from ...memory.config import MemoryConfig
+from ...memory.rollout import FinishedChunk
+from ...memory.training.recall import recall_film, sampling_levels, swapped_name
+from ...memory.training.recall_policies import Cell, RecallBench, recall_policies
+from ...memory.training.recall_samples import Drift, Sample, Samples
+from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_of
+from ...memory.training.storyworld import Film, Look, Shot, render_shot
+from ...memory.training.tiny_vae import FIRST_TEST_SEED
+from ..host.attach import attach_memory
+from ..host.build import build_tiny_vae, build_tiny_wan, shipped_weights
+from ..host.demo_text import build_demo_clip
+from ..host.film_sampler import FilmSampler, Noise, SeededNoise
+from ..host.guider import FilmGuider
+from .boot import pack_folder
+
+LATENT_CHANNELS, LATENT_SIZE = 16, (12, 16)
+DRIFT_POINTS = 12
+"""How many chunks of a free-running film are looked at."""
+SHOTS_KEPT = 128
+"""Encoded shots: more than the films of a seed have together."""
+SAMPLER = "euler"
+FILMS_PER_SEED = 10_000
+
+
+@dataclass(slots=True)
+class ProbeSampler(comfy.samplers.Sampler):
+    """Denoises a chunk, then again from the same noise under the prompts of other shots, on the same history.
+
+    Only the first result goes on into the film and its memory; all of them are in `drawn`, shot by shot.
+    """
+
+    inner: comfy.samplers.Sampler
+    other_shots: tuple[int, ...]
+    drawn: list[Tensor] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def sample(
+        self,
+        guider: FilmGuider,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        """Clean latents `[1, C, T, H, W]` under the prompt of the chunk's own shot."""
+        own, self.drawn = guider.shot, []
+        for shot in (own, *self.other_shots):
+            guider.shot = shot
+            started = _now()
+            self.drawn.append(
+                self.inner.sample(
+                    guider, sigmas, dict(extra_args), callback, noise, latent_image, denoise_mask, disable_pbar
+                )
+            )
+            if shot == own:
+                self.seconds = _now() - started
+        guider.shot = own
+        return self.drawn[0]
+
+
+def _now() -> float:
+    """Seconds, when the device has done what it was given."""
+    comfy.model_management.synchronize()
+    return time.perf_counter()
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A run of the chunk loop: every chunk, what the last one was under each prompt, and what it cost."""
+
+    chunks: list[FinishedChunk]
+    probes: list[Tensor]
+    seconds: float
+    peak_bytes: int
+
+
+class TinyModel:
+    """The tiny model, its VAE and its text encoder, in the host."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Load what ships, or the model in `folder` as `longreel train tiny` writes it; ValueError without one."""
+        wan, vae = load_weights(folder, "wan"), load_weights(folder, "vae")
+        self.fingerprint = weights_fingerprint(wan, vae)
+        self.model = build_tiny_wan(causal=True, weights=wan)
+        self.vae = build_tiny_vae(weights=vae)
+        self.clip = build_demo_clip()
+        self._prompts: dict[str, Any] = {}
+        self._encoded = lru_cache(maxsize=SHOTS_KEPT)(self._encode_shot)
+
+    def prompt(self, text: str) -> Any:
+        """The text as a CONDITIONING."""
+        if text not in self._prompts:
+            self._prompts[text] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        return self._prompts[text]
+
+    def encode(self, film: Film) -> Tensor:
+        """The film as the model's latents `[1, 16, T, 12, 16]`, shot by shot, each of them once."""
+        shots = [shot._replace(start=min(shot.start, shot.frames)) for shot in film.shots]
+        return torch.cat([self._encoded(shot, film.looks[shot.name]) for shot in shots], dim=2)
+
+    @torch.inference_mode()
+    def _encode_shot(self, shot: Shot, look: Look) -> Tensor:
+        pictures = render_shot(shot, look)
+        first = shot.start == 0
+        # The first frame of a video is one picture to the VAE, so what is not the film's beginning stands behind one.
+        latents = self.vae.encode(pictures if first else torch.cat([pictures[:1], pictures]))
+        made: Tensor = self.model.model.process_latent_in(latents)
+        return made if first else made[:, :, 1:]
+
+    @torch.inference_mode()
+    def pictures(self, before: Tensor, chunks: Tensor) -> Tensor:
+        """Pictures `[B, 4 T, 96, 128, 3]` of each chunk `[B, 16, T, 12, 16]` that comes after `before`, by the VAE."""
+        # One frame in front, because the first frame of a video is one picture to the VAE.
+        latents = torch.cat([before[:, :, -1:].to(chunks).expand(len(chunks), -1, -1, -1, -1), chunks], dim=2)
+        decoded: Tensor = self.vae.decode(self.model.model.process_latent_out(latents))
+        return decoded[:, 1:].float()
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        remembering: ModelPatcher,
+        plan: Plan,
+        prompts: list[str],
+        history: Tensor | None,
+        noise: Noise,
+        other_shots: tuple[int, ...] = (),
+    ) -> Drawn:
+        """Run the film loop: chunks that `history` `[1, 16, T, 12, 16]` holds are remembered, the others are drawn.
+
+        `prompts` are those of the shots, then those of `other_shots`, which only look at what the last chunk looks at.
+        """
+        chunks: list[FinishedChunk] = []
+        peak_bytes = 0
+
+        def load(index: int) -> Tensor | None:
+            frames = plan.chunks[index].frames
+            if history is None or frames.stop > history.shape[2]:
+                return None
+            return history[:, :, frames.start : frames.stop]
+
+        def finished(chunk: FinishedChunk, guider: FilmGuider) -> None:
+            nonlocal peak_bytes
+            peak_bytes = guider.peak_bytes
+            chunks.append(chunk)
+
+        probe = ProbeSampler(comfy.samplers.ksampler(SAMPLER), other_shots)
+        sampler = FilmSampler(
+            plan=plan,
+            noise=noise,
+            recache_shots=frozenset(),
+            latent_size=LATENT_SIZE,
+            inner=probe,
+            start=None,
+            load=load,
+            finished=finished,
+        )
+        conditionings = [self.prompt(prompt) for prompt in prompts]
+        guider = FilmGuider(remembering, conditionings, conditionings[0], 1.0)
+        template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *LATENT_SIZE)
+        guider.sample(template, template, sampler, torch.tensor(sampling_levels()), disable_pbar=True, seed=0)
+        return Drawn(chunks, probe.drawn, probe.seconds + chunks[-1].commit_seconds, peak_bytes)
+
+
+def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
+    """The weights of a part in `folder`, or those that ship; a folder without a VAE goes with the one that ships.
+
+    Raises ValueError where there are none.
+    """
+    if folder is None:
+        weights = shipped_weights(part)
+    else:
+        shards = sorted(folder.glob(f"tiny_{part}*.safetensors"))
+        weights = {name: tensor for shard in shards for name, tensor in comfy.utils.load_torch_file(str(shard)).items()}
+        if not weights and part == "vae":
+            weights = shipped_weights(part) or {}
+    if not weights:
+        place = "memory/weights" if folder is None else str(folder)
+        raise ValueError(
+            f"The recall bench needs tiny_{part}*.safetensors, got none in {place}. Give --weights a folder that "
+            "`longreel train tiny --out` wrote."
+        )
+    return weights
+
+
+def weights_fingerprint(*parts: dict[str, Tensor]) -> str:
+    """Sixteen digits that stand for these weights."""
+    digest = hashlib.sha256()
+    for weights in parts:
+        for name in sorted(weights):
+            digest.update(name.encode())
+            digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class RecallRun:
+    """Measures every policy on the same films and noise, film by film, and keeps what it measures in `samples`."""
+
+    def __init__(self, bench: RecallBench, model: TinyModel, samples: Samples) -> None:
+        self.bench, self.model, self.samples = bench, model, samples
+        policies = recall_policies(bench.chunk_frames)
+        self.remembering = {name: attach_memory(model.model, config) for name, config in policies.items()}
+
+    def run(self, tell: Callable[[int], None]) -> None:
+        """Measure what is not there yet; `tell` gets the number of films that are done."""
+        for index in range(self.bench.films):
+            for cell in self.bench.cells:
+                self._measure_cell(cell, index)
+            if index < self.bench.drift_films:
+                self._measure_drift(index)
+            tell(index + 1)
+
+    def _film(self, index: int, cell: Cell) -> Film:
+        seed = FIRST_TEST_SEED + FILMS_PER_SEED * self.bench.seed + index
+        return recall_film(seed, cell.chunks, self.bench.chunk_frames, self.bench.characters, cell.distance)
+
+    def _noise(self, index: int, chunks: int) -> SeededNoise:
+        return SeededNoise((FILMS_PER_SEED * self.bench.seed + index,) * chunks)
+
+    def _measure_cell(self, cell: Cell, index: int) -> None:
+        missing = [name for name in self.remembering if (name, *cell, index) not in self.samples.samples]
+        if not missing:
+            return
+        size = self.bench.chunk_frames
+        film, foreign = self._film(index, cell), self._film(index + 1, cell)
+        swapped = swapped_name(film)
+        truth, foreign_truth = last_truth(film), last_truth(foreign)
+        latents = self.model.encode(film)
+        history = latents[:, :, :-size]
+        ceiling = truth.score(self.model.pictures(history, latents[:, :, -size:])[0])
+        plan = plan_chunks([1] * cell.chunks, size)
+        prompts = [shot.prompt for shot in (*film.shots, swapped.shots[-1], foreign.shots[-1])]
+        others = (cell.chunks, cell.chunks + 1)
+        for name in missing:
+            noise = self._noise(index, cell.chunks)
+            drawn = self.model.draw(self.remembering[name], plan, prompts, history, noise, others)
+            own, other_name, other_film = self.model.pictures(history, torch.cat(drawn.probes))
+            self.samples.add(
+                Sample(
+                    name,
+                    *cell,
+                    index,
+                    **truth.score(own)._asdict(),
+                    control_cosine=foreign_truth.looks.cosines(other_film[JUDGED])[foreign_truth.name],
+                    name_swap=float(nearest(truth.looks.cosines(other_name[JUDGED])) == swapped.shots[-1].name),
+                    keys_read_fraction=len(drawn.chunks[-1].read_frames) / history.shape[2],
+                    seconds_per_chunk=drawn.seconds,
+                    peak_bytes=drawn.peak_bytes,
+                    averaging_cosine=truth.looks.averaging(film),
+                    ceiling_cosine=ceiling.identity_cosine,
+                    true_dynamic_degree=ceiling.dynamic_degree,
+                )
+            )
+
+    def _measure_drift(self, index: int) -> None:
+        chunks = self.bench.drift_chunks
+        missing = [name for name in self.remembering if (name, index) not in self.samples.drifts]
+        film = self._film(index, Cell(chunks, chunks - 1))
+        judged = tuple(range(chunks - 1, 0, -max(1, chunks // DRIFT_POINTS)))[::-1]
+        shots = [film.shots[chunk] for chunk in judged]
+        scenes = [scene_of(shot, film.looks[shot.name]) for shot in shots] if missing else []
+        prompts = [shot.prompt for shot in film.shots]
+        plan, noise = plan_chunks([1] * chunks, self.bench.chunk_frames), self._noise(index, chunks)
+        for name in missing:
+            made = self.model.draw(self.remembering[name], plan, prompts, None, noise).chunks
+            pictures = self.model.pictures(
+                torch.cat([made[chunk - 1].latents for chunk in judged]),
+                torch.cat([made[chunk].latents for chunk in judged]),
+            )
+            background = [scene.background(video[JUDGED]) for scene, video in zip(scenes, pictures, strict=True)]
+            self.samples.add(Drift(name, index, judged, tuple(background)))
+
+
+def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
+    """Whatever changes a measured number, as JSON; how many films and which cells do not."""
+    return {
+        "weights": model.fingerprint,
+        "chunk_frames": bench.chunk_frames,
+        "characters": bench.characters,
+        "drift_chunks": bench.drift_chunks,
+        "seed": bench.seed,
+        "sampler": SAMPLER,
+        "levels": sampling_levels(),
+        "policies": {name: _described(config) for name, config in recall_policies(bench.chunk_frames).items()},
+    }
+
+
+def _described(config: MemoryConfig) -> dict[str, Any]:
+    return {**dataclasses.asdict(config), "positions": config.positions.value}
+
+
+def machine(host_version: str) -> dict[str, str]:
+    """Where this is measured."""
+    device = comfy.model_management.get_torch_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or 'CPU'}"
+    return {
+        "device": f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "comfyui": host_version,
+    }
+
+
+def source_commit() -> str:
+    """The commit of this code, with a mark where files were changed since."""
+    if shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    said = subprocess.run(command, cwd=pack_folder(), capture_output=True, text=True, check=False)
+    return said.stdout.strip() or "unknown"

@@ -1,0 +1,146 @@
+"""`longreel bench recall`: checks, measures, says and writes; what was measured before a stop is kept."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ...memory.training.recall_plot import draw_recall
+from ...memory.training.recall_policies import FULL, QUICK, Geometry, RecallBench
+from ...memory.training.recall_report import RecallReport
+from ...memory.training.recall_samples import Samples
+from ...memory.whole_file import ProjectError, whole_file
+from .boot import boot_host
+from .render import INTERRUPTED_EXIT, set_logging
+from .workflow import WorkflowError
+
+ROOM = 32 * 1024 * 1024
+"""Free bytes that results need at most."""
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Run the benchmark; the exit code. WorkflowError for anything that the user can put right."""
+    try:
+        return _measure(args)
+    except (ValueError, ProjectError) as error:
+        raise WorkflowError(str(error)) from error
+
+
+def _measure(args: argparse.Namespace) -> int:
+    bench = _recall_bench(args)
+    for target in (args.json, args.plot):
+        if target is not None:
+            _check_target(target)
+    set_logging(verbose=False)
+    host = boot_host(args.device)
+    from .bench_recall import RecallRun, TinyModel, bench_settings, machine, source_commit
+
+    model = TinyModel(args.weights)
+    settings = bench_settings(bench, model)
+    kept = None if args.json is None else args.json.with_suffix(".samples.jsonl")
+    samples = Samples(kept, settings, source_commit())
+    stop: KeyboardInterrupt | ProjectError | None = None
+    try:
+        RecallRun(bench, model, samples).run(_Progress(bench.films).tell)
+    except (KeyboardInterrupt, ProjectError) as stopped:
+        stop = stopped
+    report = RecallReport(
+        _recall_header(args, bench, settings, samples.sources, machine(host.version)),
+        list(samples.samples.values()),
+        list(samples.drifts.values()),
+    )
+    print(report.markdown())
+    if isinstance(stop, ProjectError):
+        raise stop
+    _write_recall(report, args)
+    if stop is None:
+        return 0
+    again = (
+        "The same command goes on from here." if kept else "With --json FILE the same command would go on from here."
+    )
+    print(f"Stopped. {again}", file=sys.stderr)
+    return INTERRUPTED_EXIT
+
+
+def _recall_bench(args: argparse.Namespace) -> RecallBench:
+    """What the arguments ask for; ValueError where it makes no sense."""
+    bench = QUICK if args.quick else FULL
+    chosen = {"chunk_frames": args.chunk_frames, "characters": args.characters, "seed": args.seed}
+    films = bench.films if args.films is None else args.films
+    return dataclasses.replace(bench, films=films, drift_films=min(films, bench.drift_films), **chosen)
+
+
+def _check_target(path: Path) -> None:
+    """Make the folder of a result; WorkflowError where it cannot be written."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise WorkflowError(
+            f"A result should go into a file that can be written: {error}. Name another one."
+        ) from error
+    if free < ROOM:
+        raise WorkflowError(
+            f"The results need {ROOM >> 20} MiB, got {free >> 20} MiB free beside {path}. Make room, or name another disk."
+        )
+
+
+def _recall_header(
+    args: argparse.Namespace,
+    bench: RecallBench,
+    settings: dict[str, Any],
+    commits: list[str],
+    machine: dict[str, str],
+) -> dict[str, Any]:
+    """What the tables are of: names of files without their folders, because those are of one machine."""
+    given = [f"--films {bench.films}"]
+    given += ["--quick"] if args.quick else []
+    for name in ("weights", "json", "plot"):
+        if getattr(args, name) is not None:
+            given.append(f"--{name} {getattr(args, name).name}")
+    given += [f"--chunk-frames {bench.chunk_frames}", f"--characters {bench.characters}", f"--seed {bench.seed}"]
+    return {
+        "command": f"longreel bench recall {' '.join(given)}",
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "commits": commits,
+        "machine": machine,
+        "settings": settings,
+        "policies": list(settings["policies"]),
+        "chance": 1 / bench.characters,
+        "sparse_ablations": Geometry(bench.chunk_frames).refusal or "possible at this size",
+    }
+
+
+def _write_recall(report: RecallReport, args: argparse.Namespace) -> None:
+    if args.json is not None:
+        with whole_file(args.json) as part:
+            part.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        print(f"rows  {args.json}", file=sys.stderr)
+    if args.plot is not None and report.samples:
+        with whole_file(args.plot) as part:
+            draw_recall(report.rows(), report.header["chance"]).save(part, format="PNG")
+        print(f"plot  {args.plot}", file=sys.stderr)
+
+
+class _Progress:
+    """Says on standard error how many films are done and how long the rest takes."""
+
+    def __init__(self, films: int) -> None:
+        self.films, self.started = films, time.monotonic()
+
+    def tell(self, done: int) -> None:
+        """After each film."""
+        minutes = (time.monotonic() - self.started) / done * (self.films - done) / 60
+        print(f"film {done} of {self.films}, about {minutes:.0f} minutes left", file=sys.stderr, flush=True)

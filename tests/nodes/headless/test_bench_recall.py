@@ -1,0 +1,212 @@
+"""`longreel bench recall` at its smallest: the product path draws what training draws, and a stop loses nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from numerics import FORWARD_ERROR, ROLLOUT_ERROR, STREAMED_PICTURE_ERROR, relative_error
+from torch import Tensor
+
+from longreel.memory.chunks import plan_chunks
+from longreel.memory.config import MemoryConfig
+from longreel.memory.positions import PositionPolicy
+from longreel.memory.training.clips import ClipBatch, text_batch
+from longreel.memory.training.export import save_weights
+from longreel.memory.training.recall import draw_last_chunk, recall_film, swapped_name
+from longreel.memory.training.recall_policies import Cell, RecallBench, recall_policies
+from longreel.memory.training.recall_scores import last_truth
+from longreel.memory.training.storyworld import Film, first_rgb_frame, render_film
+from longreel.nodes.headless import recall_command
+from longreel.nodes.headless.bench_recall import TinyModel, load_weights
+from longreel.nodes.headless.boot import Host
+from longreel.nodes.headless.cli import main
+from longreel.nodes.host.attach import attach_memory
+from longreel.nodes.host.build import TinyWanSpec, host_modules
+
+SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=5)
+SMALLEST = RecallBench(films=2, cells=(Cell(5, 4),), drift_films=1, drift_chunks=5, characters=4)
+FULL_MEMORY = MemoryConfig(window_frames=None, sink_frames=0)
+
+
+@pytest.fixture(scope="module")
+def folder(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny model as `longreel train tiny` would leave it."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_weights(host_modules().new_wan(SPEC).state_dict(), folder, "wan", shard_bytes=400_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TinyModel:
+    return TinyModel(folder)
+
+
+def training_network(weights: dict[str, Tensor]) -> torch.nn.Module:
+    """The plain host model that training uses, with these weights."""
+    network = host_modules().new_wan(SPEC)
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return network
+
+
+def training_batch(film: Film, latents: Tensor, chunk_frames: int) -> ClipBatch:
+    """A film with these latents as training hands it to the model."""
+    text, text_mask = text_batch([[shot.prompt for shot in film.shots]])
+    return ClipBatch(latents.clone(), torch.zeros(1), text, text_mask, chunk_frames)
+
+
+class TrainingNoise:
+    """The noise of `draw_last_chunk`."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, chunk: Any, step: int, shape: Any) -> Tensor:
+        """Drawn from the seed alone."""
+        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(self._seed))
+
+    def seed(self, chunk: Any, label: str) -> int:
+        """Euler draws nothing."""
+        return self._seed
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 3])
+@pytest.mark.parametrize("positions", [PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS])
+def test_the_product_draws_the_chunk_that_training_draws(
+    model: TinyModel, folder: Path, chunk_frames: int, positions: PositionPolicy
+) -> None:
+    film = recall_film(3, 5, chunk_frames, 4, 4)
+    latents = model.encode(film)
+    network = training_network(load_weights(folder, "wan"))
+    swapped, size = swapped_name(film), chunk_frames
+    prompts = [shot.prompt for shot in (*film.shots, swapped.shots[-1])]
+    remembering = attach_memory(model.model, MemoryConfig(None, 0, positions))
+    plan = plan_chunks([1] * 5, chunk_frames)
+    drawn = model.draw(remembering, plan, prompts, latents[:, :, :-size], TrainingNoise(11), (5,))
+    for made, named in zip(drawn.probes, (film, swapped), strict=True):
+        expected = draw_last_chunk(network, training_batch(named, latents, size), host_modules(), seed=11)
+        assert relative_error(made, expected) < ROLLOUT_ERROR
+    assert relative_error(drawn.probes[0], drawn.probes[1]) > ROLLOUT_ERROR
+
+
+def test_looking_again_under_another_name_leaves_film_and_memory_as_they_are(model: TinyModel) -> None:
+    film = recall_film(4, 5, 1, 4, 4)
+    prompts = [shot.prompt for shot in film.shots]
+    remembering, plan = attach_memory(model.model, FULL_MEMORY), plan_chunks([1] * 5, 1)
+    noise = TrainingNoise(2)
+    alone = model.draw(remembering, plan, prompts, None, noise)
+    probed = model.draw(remembering, plan, [*prompts, "zoe waves left in the snow"], None, noise, (5,))
+    assert len(probed.chunks) == len(alone.chunks) == 5
+    for ours, theirs in zip(probed.chunks, alone.chunks, strict=True):
+        assert torch.equal(ours.latents, theirs.latents)
+
+
+def test_shots_encoded_and_chunks_decoded_alone_are_those_of_the_whole_film(model: TinyModel) -> None:
+    film = recall_film(5, 3, 2, 2, 1)
+    with torch.inference_mode():
+        whole = model.vae.encode(render_film(film))
+        expected = model.vae.decode(whole)[0, first_rgb_frame(film.shots[-1].start) :]
+    latents = model.encode(film)
+    assert relative_error(latents, model.model.model.process_latent_in(whole)) < FORWARD_ERROR
+    chunk = model.pictures(latents[:, :, :-2], latents[:, :, -2:])[0]
+    assert chunk.shape == expected.shape == (8, 96, 128, 3)
+    assert (chunk - expected).abs().max() < STREAMED_PICTURE_ERROR
+    score = last_truth(film).score(chunk)
+    assert (score.who_is_it, score.obedience) == (1.0, 1.0)
+    assert score.identity_cosine > 0.95
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
+    """The quick bench is made smaller."""
+    monkeypatch.setattr(recall_command, "QUICK", SMALLEST)
+
+
+def bench(folder: Path, *more: str) -> list[str]:
+    """Arguments of the smallest bench."""
+    return ["bench", "recall", "--quick", "--characters", "4", "--weights", str(folder), *more]
+
+
+UNTIMED = ("identity_cosine", "who_is_it", "obedience", "control_cosine", "name_swap", "keys_read_fraction", "drift_db")
+
+
+def untimed(path: Path) -> list[dict[str, Any]]:
+    """The rows of a result without what differs from run to run."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [{name: row[name] for name in ("policy", "chunks", "distance", "films", *UNTIMED)} for row in rows]
+
+
+def test_the_bench_goes_on_after_a_stop_and_ends_with_the_same_numbers(
+    small: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    assert main(bench(folder, "--json", str(whole), "--plot", str(tmp_path / "whole.png"))) == 0
+    said = capsys.readouterr().out
+    encode, seen = TinyModel.encode, 0
+
+    def stop_in_the_second_film(self: TinyModel, film: Film) -> Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == len(SMALLEST.cells) + 1:
+            raise KeyboardInterrupt
+        return encode(self, film)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TinyModel, "encode", stop_in_the_second_film)
+        assert main(bench(folder, "--json", str(broken))) == 130
+    assert "The same command goes on from here." in capsys.readouterr().err
+    kept = untimed(broken)
+    assert {row["films"] for row in kept} == {1}
+    assert main(bench(folder, "--json", str(broken))) == 0
+    assert untimed(broken) == untimed(whole)
+
+    rows = untimed(whole)
+    assert len(rows) == len(SMALLEST.cells) * len(recall_policies(1))
+    read = {row["policy"]: row["keys_read_fraction"] for row in rows}
+    assert (read["full, absolute"], read["window"], read["window + sink"]) == (1.0, 2 / 4, 3 / 4)
+    assert all(row["drift_db"] is not None for row in rows)
+    assert "Chance of who is it 0.25" in said
+    assert (tmp_path / "whole.png").stat().st_size > 0
+    header = json.loads(whole.read_text(encoding="utf-8"))
+    assert str(tmp_path) not in json.dumps(header)
+    assert header["command"].startswith("longreel bench recall --films 2 --quick --weights ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--films", "1"], "at least 2 films, got 1"),
+        (["--chunk-frames", "5"], "chunks of 1 to 3 frames, got 5"),
+        (["--characters", "2"], "characters a film, got 2"),
+        (["--weights", "nowhere"], "needs tiny_wan*.safetensors, got none in nowhere"),
+        (["--json", "."], "is a folder"),
+    ],
+)
+def test_bad_arguments_are_one_error_before_anything_is_measured(
+    host: Host, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "recall", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert said in captured.err
+    assert captured.out == ""
+
+
+def test_a_full_disk_is_one_error_and_the_tables_are_still_said(
+    small: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if mode == "a":
+            raise OSError(28, "No space left on device")
+        return opened(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert main(bench(folder, "--json", str(tmp_path / "recall.json"))) == 1
+    captured = capsys.readouterr()
+    assert "No space left on device" in captured.err
+    assert "longreel bench recall" in captured.out
