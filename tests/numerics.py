@@ -40,6 +40,20 @@ FLOW_ERROR = 0.1
 FLOW_ROUNDING = 1e-4
 # Background (dB) where only the character differs: the last of its soft edge reaches out of its box.
 SOFT_EDGE_DB = 50.0
+# Kernels against float32 or better, in the norm of the whole result: at most twice what PyTorch loses in the same type
+# (the rule of flash-attention's tests) ...
+KERNEL_ERROR_FACTOR = 2.0
+# ... and where PyTorch happens to lose next to nothing, as with a single key, one rounding of the result.
+KERNEL_ERROR_ULPS = 1.0
+# Log-sum-exp: scores of a few units summed in float32 ...
+LSE_ERROR = 1e-5
+# ... and for 16-bit types, where torch's CPU kernel takes a fast exponential: a part in ten thousand of the sum, far below
+# the last place of the outputs that it weights.
+HALF_LSE_ERROR = 1e-4
+# Two merges in a row round a 16-bit output twice, in another place when they come in another order.
+MERGE_ROUNDINGS = 2.0
+# Rounding to 8 bits moves a number by half a code; the last bits of scale and mean come on top.
+CODE_ERROR = 0.501
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
