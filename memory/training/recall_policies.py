@@ -91,7 +91,7 @@ class RecallBench:
 
 
 FULL = RecallBench()
-QUICK = RecallBench(films=6, cells=QUICK_CELLS, drift_films=2, drift_chunks=12)
+QUICK = RecallBench(films=6, cells=QUICK_CELLS, drift_films=1, drift_chunks=12)
 """Enough to see whether a model recalls, within 5 minutes on 2 cores."""
 
 

@@ -130,7 +130,7 @@ def _with_interval(row: dict[str, Any], name: str, sign: str = "") -> str:
 def _facts(header: dict[str, Any]) -> str:
     settings = header["settings"]
     return (
-        f"`{header['command']}`, {header['date']}, commits {', '.join(header['commits'])}; {header['machine']}; "
+        f"`{header['command']}`, {header['date']}, commits {', '.join(header['commits'])}; {', '.join(header['machine'].values())}; "
         f"weights {settings['weights']}; chunks of {settings['chunk_frames']} latent frames, {settings['characters']} "
         f"characters, seed {settings['seed']}, {len(settings['levels']) - 1} steps; mean [95 % interval]"
     )

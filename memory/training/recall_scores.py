@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .recall_flow import dynamic_degree
 from .storyworld import (
-    FRAME_STRIDE,
     PLACES,
     POSITIONS,
     Film,
@@ -25,8 +24,8 @@ from .storyworld import (
     render_shot,
 )
 
-JUDGED = -FRAME_STRIDE
-"""The picture of a decoded chunk that is judged: the first one of its last latent frame."""
+JUDGED = 0
+"""Which of the four pictures of a chunk's last latent frame is judged."""
 POPULATION = 64
 """Random looks whose mean picture is taken out before looks are compared."""
 HIGHEST_DB = 100.0
@@ -173,7 +172,7 @@ class Truth:
     scene: Scene
 
     def score(self, pictures: Tensor) -> ChunkScore:
-        """Scores of the decoded chunk `[4 T, 96, 128, 3]`."""
+        """Scores of the pictures of the chunk's last latent frame: `[4, 96, 128, 3]`."""
         made = pictures[JUDGED]
         cosines = self.looks.cosines(made)
         return ChunkScore(

@@ -136,11 +136,10 @@ class TinyModel:
         return made if first else made[:, :, 1:]
 
     @torch.inference_mode()
-    def pictures(self, before: Tensor, chunks: Tensor) -> Tensor:
-        """Pictures `[B, 4 T, 96, 128, 3]` of each chunk `[B, 16, T, 12, 16]` that comes after `before`, by the VAE."""
-        # One frame in front, because the first frame of a video is one picture to the VAE.
-        latents = torch.cat([before[:, :, -1:].to(chunks).expand(len(chunks), -1, -1, -1, -1), chunks], dim=2)
-        decoded: Tensor = self.vae.decode(self.model.model.process_latent_out(latents))
+    def last_pictures(self, films: Tensor) -> Tensor:
+        """The four pictures `[B, 4, 96, 128, 3]` of the last frame of films `[B, 16, T, 12, 16]`, T > 1, by the VAE."""
+        # The first frame of a video is one picture to the VAE, so one more is decoded in front.
+        decoded: Tensor = self.vae.decode(self.model.model.process_latent_out(films[:, :, -2:]))
         return decoded[:, 1:].float()
 
     @torch.inference_mode()
@@ -254,14 +253,15 @@ class RecallRun:
         truth, foreign_truth = last_truth(film), last_truth(foreign)
         latents = self.model.encode(film)
         history = latents[:, :, :-size]
-        ceiling = truth.score(self.model.pictures(history, latents[:, :, -size:])[0])
+        ceiling = truth.score(self.model.last_pictures(latents)[0])
         plan = plan_chunks([1] * cell.chunks, size)
         prompts = [shot.prompt for shot in (*film.shots, swapped.shots[-1], foreign.shots[-1])]
         others = (cell.chunks, cell.chunks + 1)
         for name in missing:
             noise = self._noise(index, cell.chunks)
             drawn = self.model.draw(self.remembering[name], plan, prompts, history, noise, others)
-            own, other_name, other_film = self.model.pictures(history, torch.cat(drawn.probes))
+            ends = torch.cat([torch.cat([history[:, :, -1:].to(probe), probe], dim=2) for probe in drawn.probes])
+            own, other_name, other_film = self.model.last_pictures(ends)
             self.samples.add(
                 Sample(
                     name,
@@ -289,11 +289,10 @@ class RecallRun:
         prompts = [shot.prompt for shot in film.shots]
         plan, noise = plan_chunks([1] * chunks, self.bench.chunk_frames), self._noise(index, chunks)
         for name in missing:
-            made = self.model.draw(self.remembering[name], plan, prompts, None, noise).chunks
-            pictures = self.model.pictures(
-                torch.cat([made[chunk - 1].latents for chunk in judged]),
-                torch.cat([made[chunk].latents for chunk in judged]),
-            )
+            drawn = self.model.draw(self.remembering[name], plan, prompts, None, noise)
+            made = torch.cat([chunk.latents for chunk in drawn.chunks], dim=2)
+            ends = torch.cat([made[:, :, stop - 2 : stop] for stop in (plan.chunks[at].frames.stop for at in judged)])
+            pictures = self.model.last_pictures(ends)
             background = [scene.background(video[JUDGED]) for scene, video in zip(scenes, pictures, strict=True)]
             self.samples.add(Drift(name, index, judged, tuple(background)))
 
