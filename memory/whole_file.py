@@ -10,12 +10,12 @@ from pathlib import Path
 
 _PART_SUFFIX = ".part"
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
-_MAKE_ROOM = "Make room on this disk and queue again: the finished chunks are safe, the film goes on after them."
+_MAKE_ROOM = "Make room on this disk and start again: what was finished is safe, and it goes on from there."
 _GET_ACCESS = "Pick an output folder on a disk that is there and that ComfyUI may write to, or change its permissions."
 
 
 class ProjectError(RuntimeError):
-    """A folder or file of a film cannot be used; the message says what was needed, what is there and what to do."""
+    """A folder or file cannot be used; the message says what was needed, what is there and what to do."""
 
 
 @contextmanager

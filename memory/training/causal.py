@@ -40,8 +40,8 @@ def causal_attention(chunk_tokens: int, text_bias: Tensor, copies: int = 1) -> C
             for chunk in range(chunks):
                 keys = torch.cat([*k_past[:chunk], k_own[chunk]], dim=3)
                 values = torch.cat([*v_past[:chunk], v_own[chunk]], dim=3)
-                flat = (x.flatten(0, 1) for x in (q_own[chunk], keys, values))
-                parts.append(functional.scaled_dot_product_attention(*flat))
+                q_flat, k_flat, v_flat = (x.flatten(0, 1) for x in (q_own[chunk], keys, values))
+                parts.append(functional.scaled_dot_product_attention(q_flat, k_flat, v_flat))
             return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
         batch = q.shape[0]
         q = _heads(q.reshape(batch * chunks, chunk_tokens, -1), heads)

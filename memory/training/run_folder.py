@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from ..whole_file import explained, whole_file
+from ..whole_file import ProjectError, explained, whole_file
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -40,14 +40,15 @@ class RunFolder:
             torch.save({**state, "settings": self.settings}, path)
 
     def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None where there is none."""
+        """The last checkpoint, or None where there is none. Raises ProjectError when it cannot be continued."""
         path = self.folder / CHECKPOINT
         if not path.exists():
             return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with explained(f"read {path}"):
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in self.settings.items():
             if name != "steps" and state["settings"].get(name) != value:
-                raise ValueError(
+                raise ProjectError(
                     f"The run in {self.folder} was made with {name}={state['settings'].get(name)}, got {value}. "
                     f"Give the old value to continue it, or another folder to start anew."
                 )
@@ -61,7 +62,7 @@ class RunFolder:
             path.write_text(text, encoding="utf-8")
 
     def log(self, row: dict[str, float]) -> None:
-        """Append one line; it must carry `step`."""
+        """Append one line; it must carry `step`. Raises ProjectError where the disk refuses."""
         path = self.folder / LOG
         with explained(f"write {path}"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

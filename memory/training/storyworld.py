@@ -100,7 +100,8 @@ class Film:
 class FilmSettings:
     """What a random film is like: how many chunks of how many latent frames, chunks of a shot at most, characters.
 
-    `plain` is the chance that a character has one colour instead of two: what it looks like is then the same all over.
+    The cast comes from the first `names` of NAMES; `familiar` is the chance that a character looks as its name always
+    looks, so that names mean something before reading is learned; `plain` is the chance that a character has one colour instead of two: what it looks like is then the same all over.
     """
 
     chunks: int = 12
@@ -108,6 +109,8 @@ class FilmSettings:
     longest_shot: int = 1
     fewest_characters: int = 4
     most_characters: int = 6
+    names: int = len(NAMES)
+    familiar: float = 0.0
     plain: float = 0.0
 
     def __post_init__(self) -> None:
@@ -116,13 +119,14 @@ class FilmSettings:
                 f"A film needs at least 1 chunk of at least 1 frame in shots of at least 1 chunk, got {self.chunks}, "
                 f"{self.chunk_frames} and {self.longest_shot}. Raise the numbers that are below 1."
             )
-        if not 1 <= self.fewest_characters <= self.most_characters <= len(NAMES):
+        if not 1 <= self.fewest_characters <= self.most_characters <= self.names <= len(NAMES):
             raise ValueError(
-                f"A film needs 1 to {len(NAMES)} characters, got {self.fewest_characters} to {self.most_characters}. "
-                f"Give fewest_characters <= most_characters in that range."
+                f"A film needs 1 to {len(NAMES)} characters with a name each, got {self.fewest_characters} to "
+                f"{self.most_characters} and {self.names} names. Give fewest_characters <= most_characters <= names."
             )
-        if not 0.0 <= self.plain <= 1.0:
-            raise ValueError(f"The share of plain characters lies from 0 to 1, got {self.plain}. Use 0 for a real film.")
+        for share in (self.familiar, self.plain):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"Shares of characters lie from 0 to 1, got {share}. Use 0 for a real film.")
 
 
 def first_rgb_frame(frame: int) -> int:
@@ -158,8 +162,10 @@ def random_shot(rng: random.Random, name: str, start: int, frames: int) -> Shot:
 def random_film(seed: int, settings: FilmSettings) -> Film:
     """The film of this seed: every character is in it at random, so most of them return."""
     rng = random.Random(seed)
-    cast = rng.sample(NAMES, rng.randint(settings.fewest_characters, settings.most_characters))
+    cast = rng.sample(NAMES[: settings.names], rng.randint(settings.fewest_characters, settings.most_characters))
     looks = {name: random_look(rng) for name in cast}
+    if settings.familiar > 0:
+        looks = {n: random_look(random.Random(n)) if rng.random() < settings.familiar else x for n, x in looks.items()}
     if settings.plain > 0:
         looks = {n: x._replace(second=x.first) if rng.random() < settings.plain else x for n, x in looks.items()}
     shots: list[Shot] = []

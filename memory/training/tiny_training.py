@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +28,10 @@ class Stage(NamedTuple):
 
     A step takes its frames a chunk at random from `chunk_frames` and has `clips` clips, or fewer where chunks are longer,
     of `chunks` chunks, with shots of up to `longest_shot` chunks and `fewest` to `most` characters. Few characters at
-    first, so that reading history pays at once; more later, so that averaging everybody's look does not. `plain` is the
-    share of one-coloured characters: whom to read is learned before which part of them.
+    first, so that reading history pays at once; more later, so that averaging everybody's look does not. `names` is how
+    many names there are, `familiar` the share of characters who look the same in every film (or else a name is noise at
+    first, and the text attention learns to look away from it for good), `plain` the share of one-coloured ones: whom to
+    read is learned before which part of them. `shift` spreads the noise levels as Wan's flow shift does; only the high ones need history.
     """
 
     first: int
@@ -38,15 +41,18 @@ class Stage(NamedTuple):
     longest_shot: int
     fewest: int
     most: int
+    names: int
+    familiar: float
     plain: float
+    shift: float
 
 
 STAGES = (
-    Stage(0, 8, 5, (1,), 1, 1, 2, 1.0),
-    Stage(200, 6, 8, (1,), 1, 2, 4, 1.0),
-    Stage(450, 4, 12, (1,), 1, 4, 6, 1.0),
-    Stage(900, 4, 12, (1,), 1, 4, 6, 0.3),
-    Stage(1400, 4, 12, (1, 2, 3), 2, 4, 6, 0.1),
+    Stage(0, 8, 5, (1,), 1, 1, 3, 12, 0.7, 1.0, 8.0),
+    Stage(300, 8, 6, (1,), 1, 3, 4, 12, 0.3, 1.0, 8.0),
+    Stage(450, 4, 12, (1,), 1, 4, 6, 24, 0.1, 1.0, 8.0),
+    Stage(650, 4, 12, (1,), 1, 4, 6, 24, 0.0, 0.3, 8.0),
+    Stage(1000, 4, 12, (1, 2, 3), 3, 4, 6, 24, 0.0, 0.1, 5.0),
 )
 
 
@@ -54,8 +60,9 @@ STAGES = (
 class TinyTraining:
     """How the tiny Wan is trained: `steps` through `stages`, the rates rising over `warm_up`, falling over `cool_down`.
 
-    `matrix_rate` is Muon's, for the matrices inside the layers, `rate` AdamW's for the rest. Every clip goes in once clean
-    and `noisy_copies` times with noise on every chunk; tiles with a character count `character_weight` times.
+    `matrix_rate` is Muon's, for the matrices of the layers and of the text, `rate` AdamW's for the rest. Every clip goes in once clean
+    and `noisy_copies` times with noise on every chunk; tiles with a character count `character_weight` times. `start`
+    names the weights that training starts from.
     """
 
     steps: int = 1500
@@ -68,7 +75,8 @@ class TinyTraining:
     character_weight: float = 4.0
     average_decay: float = 0.99
     seed: int = 0
-    save_every: int = 50
+    save_every: int = 25
+    start: str = "seeded"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.save_every, self.warm_up, self.noisy_copies) < 1:
@@ -80,10 +88,15 @@ class TinyTraining:
             raise ValueError(f"Training needs a stage that begins at step 0, got {self.stages}. Add one.")
 
 
+def stage_at(config: TinyTraining, step: int) -> Stage:
+    """The stage that this step belongs to."""
+    return next(stage for stage in reversed(config.stages) if step >= stage.first)
+
+
 def training_films(config: TinyTraining, step: int) -> tuple[list[Film], int]:
     """The films of a step and the frames of their chunks."""
     rng = random.Random(f"{config.seed} films {step}")
-    stage = next(stage for stage in reversed(config.stages) if step >= stage.first)
+    stage = stage_at(config, step)
     chunk_frames = rng.choice(stage.chunk_frames)
     settings = FilmSettings(
         chunks=stage.chunks,
@@ -91,16 +104,18 @@ def training_films(config: TinyTraining, step: int) -> tuple[list[Film], int]:
         longest_shot=stage.longest_shot,
         fewest_characters=stage.fewest,
         most_characters=stage.most,
+        names=stage.names,
+        familiar=stage.familiar,
         plain=stage.plain,
     )
     clips = max(1, stage.clips // chunk_frames)
     return [random_film(rng.randrange(FIRST_TEST_SEED), settings) for _ in range(clips)], chunk_frames
 
 
-def draw_sigmas(clips: int, copies: int, chunks: int, generator: torch.Generator) -> Tensor:
-    """A noise level for every chunk, `[B, copies, C]`: none in the first copy, else as Wan's flow shift spreads them."""
-    u = torch.rand(clips, copies, chunks, generator=generator)
-    sigmas = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
+def draw_sigmas(shape: tuple[int, int, int], shift: float, generator: torch.Generator) -> Tensor:
+    """A noise level for every chunk, `[B, copies, C]`: none in the first copy, else as this flow shift spreads them."""
+    u = torch.rand(shape, generator=generator)
+    sigmas = shift * u / (1 + (shift - 1) * u)
     sigmas[:, 0] = 0.0
     return sigmas
 
@@ -117,7 +132,7 @@ def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: in
     generator = generator_for(config.seed, "noise", step)
     clips, chunks = batch.text_mask.shape[:2]
     copies = 1 + config.noisy_copies
-    sigmas = draw_sigmas(clips, copies, chunks, generator)
+    sigmas = draw_sigmas((clips, copies, chunks), stage_at(config, step).shift, generator)
     frames = sigmas.repeat_interleave(batch.chunk_frames, dim=2).flatten(0, 1).to(device)  # [B * copies, T]
     latents = batch.latents.repeat_interleave(copies, dim=0)  # [B * copies, 16, T, h, w]
     noise = torch.randn(latents.shape, generator=generator).to(device)
@@ -128,16 +143,15 @@ def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: in
     character = batch.mask.to(device).repeat_interleave(copies, dim=0) * noisy  # [B * copies, T, h, w]
     weight = noisy + (config.character_weight - 1) * character
     error = (flow - (noise - latents)).square().mean(1)
-    return FlowLoss(
-        (error * weight).sum() / weight.sum(), (error * character).sum() / character.sum().clamp_min(1)
-    )
+    return FlowLoss((error * weight).sum() / weight.sum(), (error * character).sum() / character.sum().clamp_min(1))
 
 
 def _optimisers(model: nn.Module, config: TinyTraining) -> list[torch.optim.Optimizer]:
+    # The text embedding takes 4096 numbers: a step of AdamW that suits a layer would move its output by whole units.
     matrices = [
         p
         for name, p in model.named_parameters()
-        if name.startswith("blocks.") and name.endswith("weight") and p.ndim == 2
+        if name.startswith(("blocks.", "text_embedding.")) and name.endswith("weight") and p.ndim == 2
     ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
@@ -152,12 +166,19 @@ def _rate_factor(config: TinyTraining, step: int) -> float:
 
 
 def train_tiny(
-    config: TinyTraining, modules: Any, model: nn.Module, codec: TileCodec, out: Path, device: str = "cpu"
+    config: TinyTraining,
+    modules: Any,
+    model: nn.Module,
+    codec: TileCodec,
+    out: Path,
+    device: str = "cpu",
+    tell: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> nn.Module:
     """Train `model` (or continue the run in `out`) and return it with averaged weights.
 
-    `modules` and `model` come from `nodes/host/build.py::host_modules`. The same settings give the same weights whether
-    or not the run was interrupted. Raises ProjectError when the disk is full; the last checkpoint stays whole.
+    `modules` and `model` come from `nodes/host/build.py::host_modules`; `tell` gets every line of the log. The same
+    settings give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or
+    the run in `out` has other settings; the last checkpoint stays whole.
     """
     run = RunFolder(out, config)
     model.to(device).train()
@@ -190,6 +211,7 @@ def train_tiny(
             if not math.isfinite(row["loss"]):
                 raise ValueError(f"The loss became {row['loss']} at step {step + 1}. Start anew with half the rates.")
             run.log(row)
+            tell(row)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 saved = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
                 run.save({"step": step + 1, "average": average, **saved})

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ...memory.whole_file import ProjectError
 from . import bench, demo, render, serve, show_host, train
 from .embedded import HostError
 from .render import INTERRUPTED_EXIT
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
-    except (HostError, WorkflowError) as error:
+    except (HostError, WorkflowError, ProjectError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:

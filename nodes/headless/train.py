@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .boot import DEVICES, boot_host
+from .render import INTERRUPTED_EXIT, check_folder, set_logging
+from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from ...memory.training.clips import TileCodec
+    from ...memory.training.tiny_training import TinyTraining
 
 NAME = "train"
-QUICK_STEPS = 1200
+STEPS = 3000
+QUICK_STEPS = 1000
 PROBE_FILMS = 12
-TEST_FILMS = 48
+TELL_EVERY = 25
+LAYERS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = parser.add_subparsers(metavar="MODEL", required=True)
     tiny = models.add_parser("tiny", help="the demo's VAE and causal Wan, on cartoons made as it goes")
     tiny.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoints, log, curve and weights")
-    tiny.add_argument("--steps", type=int, default=3000, help="train up to this step (default: 3000)")
+    tiny.add_argument("--steps", type=int, default=STEPS, help=f"train up to this step (default: {STEPS})")
     tiny.add_argument("--quick", action="store_true", help=f"only the first {QUICK_STEPS} steps of the same curve")
     tiny.add_argument("--seed", type=int, default=0, help="another seed, another model (default: 0)")
+    tiny.add_argument("--weights", type=Path, metavar="FOLDER", help="start from the tiny_wan files in this folder")
     tiny.add_argument("--device", choices=DEVICES, default="auto")
     tiny.set_defaults(train=run_tiny)
 
@@ -35,30 +43,63 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_tiny(args: argparse.Namespace) -> int:
-    """Fit the VAE unless one ships, train or continue the Wan, write its weights and measure its recall."""
+    """Fit the VAE unless one ships, train or continue the Wan, and write its weights.
+
+    Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
+    """
+    config = _config(args)
+    check_folder(args.out)
+    set_logging(verbose=False)
     boot_host(args.device)
     import comfy.model_management
-    import torch
 
     from ...memory.training.export import save_weights
-    from ...memory.training.recall import measure_recall, recall_film
-    from ...memory.training.tiny_training import TinyTraining, train_tiny
-    from ...memory.training.tiny_vae import FIRST_TEST_SEED
-    from ..host.build import TinyWanSpec, host_modules
+    from ...memory.training.run_folder import RunFolder
+    from ...memory.training.tiny_training import train_tiny
+    from ..host.build import TinyWanSpec, host_modules, read_shards
 
+    RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
     modules = host_modules()
-    config = TinyTraining(steps=min(args.steps, QUICK_STEPS) if args.quick else args.steps, seed=args.seed)
     codec = _codec(modules, args.out)
-    model = modules.new_wan(TinyWanSpec(layers=4, seed=args.seed))
+    model = modules.new_wan(TinyWanSpec(layers=LAYERS, seed=args.seed))
+    if args.weights is not None:
+        model.load_state_dict(read_shards(args.weights, "wan"))
     device = str(comfy.model_management.get_torch_device())
     print(f"Training to step {config.steps} on {device}. Ctrl-C stops it; the same command goes on.")
-    train_tiny(config, modules, model, codec, args.out, device)
+    try:
+        train_tiny(config, modules, model, codec, args.out, device, _tell)
+    except KeyboardInterrupt:
+        print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
+        return INTERRUPTED_EXIT
     for path in save_weights(model.state_dict(), args.out, "wan"):
         print(f"weights  {path}")
-    films = [recall_film(FIRST_TEST_SEED + index, 11, 1, 5) for index in range(TEST_FILMS)]
-    with torch.no_grad():
-        print(measure_recall(model.cpu(), codec, modules, films, 1))
+    print(f"Does it remember?  longreel bench recall --quick --weights {args.out}")
     return 0
+
+
+def _config(args: argparse.Namespace) -> TinyTraining:
+    from ...memory.training.tiny_training import TinyTraining
+
+    start = "seeded"
+    if args.weights is not None:
+        shards = sorted(args.weights.glob("tiny_wan*.safetensors"))
+        if not shards:
+            raise WorkflowError(
+                f"--weights needs a folder with tiny_wan*.safetensors, got {args.weights}. Give a folder that "
+                "`longreel train tiny` wrote, or leave it out to start anew."
+            )
+        start = hashlib.sha256(b"".join(path.read_bytes() for path in shards)).hexdigest()[:16]
+    try:
+        return TinyTraining(
+            steps=min(args.steps, QUICK_STEPS) if args.quick else args.steps, seed=args.seed, start=start
+        )
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error
+
+
+def _tell(row: dict[str, float]) -> None:
+    if row["step"] % TELL_EVERY == 0:
+        print(f"step {row['step']:5.0f}   loss {row['loss']:.3f}   {row['seconds']:.0f} s")
 
 
 def _codec(modules: Any, out: Path) -> TileCodec:

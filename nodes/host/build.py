@@ -117,15 +117,17 @@ def host_modules() -> HostModules:
     return HostModules(_new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training)
 
 
-def shipped_weights(part: Literal["wan", "vae"]) -> dict[str, Tensor] | None:
-    """The trained weights in `memory/weights` (all shards `tiny_<part>*.safetensors` joined), or None if none ship."""
-    shards = sorted(WEIGHTS_FOLDER.glob(f"tiny_{part}*.safetensors"))
-    if not shards:
-        return None
+def read_shards(folder: Path, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
+    """The weights in all files `tiny_<part>*.safetensors` of a folder; empty where there are none."""
     weights: dict[str, Tensor] = {}
-    for shard in shards:
+    for shard in sorted(folder.glob(f"tiny_{part}*.safetensors")):
         weights.update(comfy.utils.load_torch_file(str(shard), safe_load=True))
     return weights
+
+
+def shipped_weights(part: Literal["wan", "vae"]) -> dict[str, Tensor] | None:
+    """The trained weights in `memory/weights`, or None if none ship."""
+    return read_shards(WEIGHTS_FOLDER, part) or None
 
 
 def build_tiny_wan(

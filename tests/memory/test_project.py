@@ -276,7 +276,7 @@ def test_a_full_disk_keeps_the_chunks_before(tmp_path: Path) -> None:
         before = files(project.folder)
         with a_full_disk(1000), pytest.raises(ProjectError, match=os.strerror(errno.EFBIG)) as refusal:
             project.save_chunk(chunk(1), latents(1), seconds=0.5)
-        assert "Make room on this disk and queue again" in str(refusal.value)
+        assert "Make room on this disk and start again" in str(refusal.value)
         assert files(project.folder) == before
         assert project.finished == 1
         save(project, 1)

@@ -132,7 +132,7 @@ def test_both_colours_of_a_look_can_be_told_apart() -> None:
 def test_a_film_without_chunks_or_without_characters_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 chunk"):
         FilmSettings(chunks=0)
-    with pytest.raises(ValueError, match="1 to 24 characters, got 5 to 4"):
+    with pytest.raises(ValueError, match="1 to 24 characters with a name each, got 5 to 4"):
         FilmSettings(fewest_characters=5, most_characters=4)
 
 

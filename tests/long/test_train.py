@@ -1,0 +1,65 @@
+"""Training is stopped with Ctrl-C and goes on, as a user does it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from longreel.nodes.headless.boot import Host
+from longreel.nodes.headless.render import INTERRUPTED_EXIT
+
+pytestmark = pytest.mark.long
+TRAIN = [
+    sys.executable,
+    "-c",
+    "import sys; from longreel.nodes.headless.cli import main; sys.exit(main())",
+    "train",
+    "tiny",
+]
+PATIENCE = 600.0  # seconds; a step takes three on two free cores
+
+
+def test_training_writes_weights_stops_when_asked_and_goes_on(tmp_path: Path, host: Host) -> None:
+    environment = {**os.environ, "COMFYUI_PATH": str(host.path)}
+
+    def train(steps: int) -> subprocess.Popen[str]:
+        command = [*TRAIN, "--out", str(tmp_path), "--steps", str(steps), "--device", "cpu"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+    def steps_logged() -> list[int]:
+        log = tmp_path / "log.jsonl"
+        return [json.loads(line)["step"] for line in log.read_text().splitlines()] if log.exists() else []
+
+    first = train(1)
+    said, complaint = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 0, complaint
+    weights = tmp_path / "tiny_wan.safetensors"
+    assert str(weights) in said
+    before = weights.read_bytes()
+
+    going_on = train(1000)
+    deadline = time.monotonic() + PATIENCE
+    while len(steps_logged()) < 2:
+        assert going_on.poll() is None, going_on.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    going_on.send_signal(signal.SIGINT)
+    _, complaint = going_on.communicate(timeout=PATIENCE)
+    assert going_on.returncode == INTERRUPTED_EXIT
+    assert "Give the same command again and it goes on" in complaint
+    assert "Traceback" not in complaint
+    assert weights.read_bytes() == before
+
+    second = train(2)
+    _, complaint = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 0, complaint
+    assert steps_logged() == [1, 2]
+    assert weights.read_bytes() != before

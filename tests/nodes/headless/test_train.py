@@ -1,0 +1,47 @@
+"""`longreel train tiny` as a user types it: it says what is wrong, stops when asked and goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longreel.nodes.headless.boot import Host
+from longreel.nodes.headless.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "0"], "error: Training needs steps"),
+        (["--weights", "."], r"error: --weights needs a folder with tiny_wan*.safetensors, got ."),
+    ],
+)
+def test_bad_arguments_are_one_line_before_anything_is_loaded(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "tiny", "--out", "run", *arguments]) == 1
+    assert capsys.readouterr().err.startswith(said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").write_text("")
+    assert main(["train", "tiny", "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.startswith("error: --out should be a folder that can be written to")
+
+
+def test_training_writes_weights_that_the_bench_and_the_demo_can_take(
+    tmp_path: Path, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "tiny", "--out", str(tmp_path), "--steps", "1", "--device", "cpu"]) == 0
+    weights = tmp_path / "tiny_wan.safetensors"
+    said = capsys.readouterr().out
+    assert f"weights  {weights}" in said
+    assert f"longreel bench recall --quick --weights {tmp_path}" in said
+    from longreel.nodes.host.build import build_tiny_wan, read_shards
+
+    assert build_tiny_wan(weights=read_shards(tmp_path, "wan")).model.diffusion_model.dim == 256
+    assert main(["train", "tiny", "--out", str(tmp_path), "--steps", "1", "--seed", "1", "--device", "cpu"]) == 1
+    assert "was made with seed=0, got 1. Give the old value" in capsys.readouterr().err
