@@ -1,0 +1,145 @@
+"""What is measured, as data, and the tensors that every implementation of a case is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..pages import PageLists, Pages
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCase:
+    """One chunk that reads `frames` frames of history, itself included; sizes of one layer of a model.
+
+    Lists are drawn from `listed` of all bank pages for each head and group, the worst for a cache, or, with a
+    `shortlist`, from so many pages of each head.
+    """
+
+    name: str
+    heads: int
+    frames: int
+    dtype: torch.dtype
+    head_dim: int = 128
+    frame_tokens: int = 1560
+    chunk_frames: int = 3
+    dense_frames: int = 12  # window 9, the chunk included, and sink 3
+    page_tokens: int = 64
+    group_tokens: int = 128
+    listed: int = 64
+    shortlist: int = 256
+
+    @property
+    def tokens(self) -> int:
+        """Queries of the chunk."""
+        return self.chunk_frames * self.frame_tokens
+
+    @property
+    def dense_tokens(self) -> int:
+        """Tokens that every query reads."""
+        return self.dense_frames * self.frame_tokens
+
+    @property
+    def groups(self) -> int:
+        """Groups of queries; the last one may be short."""
+        return -(-self.tokens // self.group_tokens)
+
+
+class Inputs(NamedTuple):
+    """The tensors of a case. The pages hold the same numbers as the history, the dense frames first in both."""
+
+    case: KernelCase
+    q: Tensor  # [L, H, D]
+    k: Tensor  # [H, frames x T, D], the whole history
+    v: Tensor
+    pages: Pages
+    lists: PageLists
+
+    def read_tokens(self, reads: str) -> float:
+        """Keys that a query reads on average."""
+        if reads == "history":
+            return self.k.shape[1]
+        slots = self.lists.slots.flatten(1).long()
+        own = self.pages.lengths.gather(1, slots).sum() / self.lists.counts.numel()
+        return self.case.dense_tokens + (float(own) if reads == "lists" else 0.0)
+
+
+WAN_1_3B = KernelCase("Wan 1.3B, 240 frames", heads=12, frames=240, dtype=torch.bfloat16)
+TINY = KernelCase(
+    "tiny", heads=2, frames=30, dtype=torch.float32, head_dim=64, frame_tokens=150, page_tokens=16, group_tokens=48,
+    listed=8, shortlist=32,
+)  # fmt: skip
+PROFILES: dict[tuple[str, str], tuple[KernelCase, ...]] = {
+    ("smoke", "cpu"): (TINY,),
+    ("smoke", "cuda"): (replace(TINY, dtype=torch.bfloat16),),
+    # A CPU without 16-bit arithmetic is fastest in float32.
+    ("full", "cpu"): (replace(WAN_1_3B, dtype=torch.float32),),
+    ("full", "cuda"): (
+        WAN_1_3B,
+        *(replace(WAN_1_3B, name=f"Wan 1.3B, {frames} frames", frames=frames) for frames in (21, 60, 120, 480)),
+        *(replace(WAN_1_3B, name=f"Wan 1.3B, {pages} pages", listed=pages) for pages in (16, 32)),
+        replace(WAN_1_3B, name="Wan 1.3B, lists from all pages", shortlist=0),
+        replace(WAN_1_3B, name="Wan 1.3B, float16", dtype=torch.float16),
+        replace(WAN_1_3B, name="Wan 1.3B, groups of 64", group_tokens=64),
+        replace(WAN_1_3B, name="Wan 1.3B, window 21", dense_frames=24),
+        replace(
+            WAN_1_3B, name="OmniMem, 1.3B", page_tokens=30, group_tokens=15, listed=16, dense_frames=9, shortlist=0
+        ),
+        # Full pages of 256 tokens: what kernels with a block table can take.
+        replace(
+            WAN_1_3B, name="Wan 1.3B, 16 pages of 256", frame_tokens=1536, page_tokens=256, listed=16, shortlist=64
+        ),
+        replace(WAN_1_3B, name="Wan 1.3B, 720p", frame_tokens=3600, frames=120),
+        replace(WAN_1_3B, name="Wan 14B, 240 frames", heads=40),
+    ),
+}
+
+
+def build_inputs(case: KernelCase, device: torch.device) -> Inputs:
+    """Random queries, history and lists of a case."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device, dtype=case.dtype)
+
+    q = normal(case.tokens, case.heads, case.head_dim)
+    k, v = (normal(case.heads, case.frames * case.frame_tokens, case.head_dim) for _ in range(2))
+    pages = build_pages(case, k, v)
+    return Inputs(case, q, k, v, pages, draw_lists(case, pages, generator))
+
+
+def build_pages(case: KernelCase, k: Tensor, v: Tensor) -> Pages:
+    """The dense frames one behind another, then the pages of the others, the last page of each frame cut short."""
+    pages_per_frame = -(-case.frame_tokens // case.page_tokens)
+    first = -(-case.dense_tokens // case.page_tokens)
+    bank_frames = case.frames - case.dense_frames
+    count = first + bank_frames * pages_per_frame
+    shape = (case.heads, count, case.page_tokens, case.head_dim)
+    padded = pages_per_frame * case.page_tokens
+    stored = []
+    for history in (k, v):
+        rows = torch.zeros(shape, dtype=k.dtype, device=k.device).flatten(1, 2)
+        rows[:, : case.dense_tokens] = history[:, : case.dense_tokens]
+        bank = rows[:, first * case.page_tokens :].unflatten(1, (bank_frames, padded))
+        bank[:, :, : case.frame_tokens] = history[:, case.dense_tokens :].unflatten(1, (bank_frames, case.frame_tokens))
+        stored.append(rows.view(shape))
+    lengths = torch.full((count,), case.page_tokens, dtype=torch.int32, device=k.device)
+    last = case.frame_tokens - (pages_per_frame - 1) * case.page_tokens
+    lengths[first + pages_per_frame - 1 :: pages_per_frame] = last
+    return Pages(stored[0], stored[1], lengths.expand(case.heads, count))
+
+
+def draw_lists(case: KernelCase, pages: Pages, generator: torch.Generator) -> PageLists:
+    """Random pages of the bank for each head and group, in ascending order."""
+    first = -(-case.dense_tokens // case.page_tokens)
+    bank = pages.k.shape[1] - first
+    chances = torch.rand((case.heads, case.groups, bank), generator=generator, device=pages.k.device)
+    if 0 < case.shortlist < bank:
+        of_head = torch.rand((case.heads, 1, bank), generator=generator, device=pages.k.device)
+        chances += (of_head.argsort(-1).argsort(-1) < case.shortlist).float()
+    slots = chances.topk(min(case.listed, bank)).indices.sort(-1).values + first
+    counts = torch.full(slots.shape[:2], slots.shape[2], dtype=torch.int32, device=slots.device)
+    return PageLists(slots.int(), counts)

@@ -1,0 +1,82 @@
+"""The kernel bench: the smoke profile runs, correctness comes first, and who is absent says why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from longreel.kernels.bench import run, run_kernel_bench
+from longreel.kernels.bench.cases import TINY, Inputs, build_inputs
+from longreel.kernels.bench.peers import DENSE, PEERS, WINDOW, Peer, Run, ours
+
+KEYS = {"case", "implementation", "milliseconds", "relative_error", "times_dense", "times_window"}
+
+
+def drops_a_page(inputs: Inputs) -> Run:
+    """Sabotage: ours, but every list is one page short."""
+    lists = inputs.lists._replace(counts=inputs.lists.counts - 1)
+    return ours("torch")(inputs._replace(lists=lists))
+
+
+def runs_out_of_memory(inputs: Inputs) -> Run:
+    """A peer that does not fit."""
+
+    def attend() -> Tensor:
+        raise torch.OutOfMemoryError("no")
+
+    return attend
+
+
+@pytest.fixture(scope="module")
+def bench() -> run.KernelBench:
+    peers = (*PEERS, Peer("a page short", "lists", drops_a_page), Peer("too large", "history", runs_out_of_memory))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "PEERS", peers)
+        return run_kernel_bench("smoke", rounds=2)
+
+
+def test_the_smoke_profile_measures_ours_against_dense_attention_and_a_window(bench: run.KernelBench) -> None:
+    rows = {row["implementation"]: row for row in json.loads(json.dumps(bench.to_dict()))["rows"]}
+    assert set(rows) >= {peer.name for peer in PEERS}
+    assert all(row.keys() >= KEYS for row in rows.values())
+    torchs = rows["LongReel, torch"]
+    assert torchs["milliseconds"] > 0
+    assert torchs["times_dense"] == pytest.approx(rows[DENSE]["milliseconds"] / torchs["milliseconds"])
+    assert torchs["times_window"] == pytest.approx(torchs["milliseconds"] / rows[WINDOW]["milliseconds"])
+    assert rows["a step: mean queries"]["milliseconds"] > 0
+
+
+def test_what_is_wrong_or_does_not_fit_gets_no_time(bench: run.KernelBench) -> None:
+    rows = {row.implementation: row for row in bench.rows}
+    wrong, large, triton = (rows[name] for name in ("a page short", "too large", "LongReel, Triton"))
+    assert wrong.milliseconds is None
+    assert wrong.note.startswith("wrong:")
+    assert wrong.relative_error is not None
+    assert wrong.relative_error > 0.01
+    assert (large.milliseconds, large.note) == (None, "out of memory")
+    if not torch.cuda.is_available():
+        assert triton.note == "absent: triton: needs device cuda, got cpu"
+    assert all(line in bench.table() for line in ("out of memory", "x faster than dense", "matmul_tflops"))
+
+
+def test_pages_hold_the_same_numbers_as_the_history() -> None:
+    case = replace(TINY, frames=14)
+    inputs = build_inputs(case, torch.device("cpu"))
+    live = torch.arange(case.page_tokens) < inputs.pages.lengths[..., None]
+    live[:, : case.dense_tokens // case.page_tokens + 1] = True
+    for history, pages in ((inputs.k, inputs.pages.k), (inputs.v, inputs.pages.v)):
+        kept = pages[live].view(case.heads, -1, case.head_dim)
+        padding = -case.dense_tokens % case.page_tokens
+        without = torch.cat([kept[:, : case.dense_tokens], kept[:, case.dense_tokens + padding :]], dim=1)
+        assert torch.equal(without, history)
+
+
+def test_a_profile_or_case_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs one of"):
+        run_kernel_bench("quick")
+    with pytest.raises(ValueError, match="No case of smoke"):
+        run_kernel_bench("smoke", cases=["huge"])
