@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ..dense_attention import dense_attention
 from ..dispatch import NoImplementationError, facts_of
@@ -32,7 +32,7 @@ class AbsentError(RuntimeError):
 class Peer:
     """One implementation: what it reads (history, window or lists), and how it is made ready, which is not timed.
 
-    `rounds` is the relative error that its own arithmetic is known for, for those that compute in 8 bits.
+    `known_error` is allowed on top to those that compute in 8 bits.
     """
 
     name: str
@@ -117,6 +117,8 @@ def flex(inputs: Inputs) -> Run:
     first = -(-case.dense_tokens // case.page_tokens)
     dense = torch.arange(first, dtype=torch.int32, device=device).expand(case.heads, case.groups, first)
     slots = torch.cat([dense, inputs.lists.slots], dim=2)[None]
+    counts = torch.full(slots.shape[:3], slots.shape[3], dtype=torch.int32, device=device)
+    slots = pad(slots, (0, pages.k.shape[1] - slots.shape[3]))  # its lists are as wide as there are pages
     # Lengths are the same in all heads here.
     live = (torch.arange(case.page_tokens, device=device) < pages.lengths[0, :, None]).flatten()
     live[: first * case.page_tokens] = torch.arange(first * case.page_tokens, device=device) < case.dense_tokens
@@ -127,8 +129,8 @@ def flex(inputs: Inputs) -> Run:
     q = inputs.q.transpose(0, 1)[None]
     k, v = (rows_of(x)[None] for x in pages[:2])
     mask = BlockMask.from_kv_blocks(
-        torch.full(slots.shape[:3], slots.shape[3], dtype=torch.int32, device=device),
-        slots.contiguous(),
+        counts,
+        slots,
         BLOCK_SIZE=(case.group_tokens, case.page_tokens),
         mask_mod=only_live,
         seq_lengths=(case.tokens, k.shape[2]),

@@ -26,7 +26,8 @@ def copy_pages(
 
     The m-th page of a head goes to the rows from `first_rows[m]` on, as many as it is long, and its keys are turned by
     `rotation[turns[h, m]]` of `[T, time_channels / 2, 2, 2]` float32. 8-bit pages become numbers first, mean included.
-    Indices are int32 and may be expanded over heads.
+    Indices are int32 and may be expanded over heads. Pages may lie in host memory, pinned or not; then indices, lengths
+    and the mean lie beside the outputs.
 
     Raises ValueError when shapes do not fit and NoImplementationError when the wanted implementation cannot run.
     """
@@ -39,6 +40,8 @@ def copy_pages(
         )
     if k_out.shape != v_out.shape or k_out.stride() != v_out.stride() or k_out.shape[::2] != (heads, dim):
         raise ValueError(f"Copies need keys and values [{heads}, R, {dim}] that lie alike, got {list(k_out.shape)}.")
+    if implementation is None and pages.k.device != k_out.device and not pages.k.is_pinned():
+        implementation = "torch"  # a kernel reads host memory only where it is pinned
     OPERATION.choose(facts_of(k_out), implementation)(pages, slots, turns, rotation, first_rows, k_out, v_out)
 
 

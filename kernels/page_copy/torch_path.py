@@ -14,18 +14,19 @@ def copy_pages(
     """As the reference."""
     page_tokens = pages.k.shape[2]
     place = torch.arange(page_tokens, device=pages.k.device)
+    lengths = pages.lengths.to(pages.k.device)
     for head, chosen in enumerate(slots.to(pages.k.device).long()):
-        last = pages.lengths[head, chosen][:, None] - 1  # [M, 1]
+        last = lengths[head, chosen][:, None] - 1  # [M, 1]
         token = torch.minimum(place, last).long()  # beyond its length a page repeats its last token, into its place
         rows = (chosen[:, None] * page_tokens + token).flatten()  # [M x P]
-        k, v = (rows_of(x)[head][rows] for x in (pages.k, pages.v))  # [M x P, D]
+        k, v = (rows_of(x)[head][rows].to(k_out.device) for x in (pages.k, pages.v))  # [M x P, D]
         if pages.rounding is not None:
-            k_scale, v_scale = (x[head].flatten()[rows, None] for x in pages.rounding[:2])
+            k_scale, v_scale = (x[head].flatten()[rows, None].to(k.device) for x in pages.rounding[:2])
             k, v = k * k_scale + pages.rounding.k_mean[head], v * v_scale
-        target = (first_rows.long()[:, None] + token.to(first_rows.device)).flatten()
-        k = turned(k.to(k_out.device), rotation[turns[head].long()].repeat_interleave(page_tokens, dim=0))
-        k_out[head, target] = k.to(k_out.dtype)
-        v_out[head, target] = v.to(v_out.device, v_out.dtype)
+        target = (first_rows.long()[:, None] + token.to(k.device)).flatten()
+        turn = rotation[turns[head].long()].repeat_interleave(page_tokens, dim=0)  # [M x P, pairs, 2, 2]
+        k_out[head, target] = turned(k, turn).to(k_out.dtype)
+        v_out[head, target] = v.to(v_out.dtype)
 
 
 def turned(k: Tensor, rotation: Tensor) -> Tensor:
