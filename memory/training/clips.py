@@ -98,6 +98,7 @@ class ClipBatch(NamedTuple):
     mask: Tensor  # [B, T, 12, 16]
     text: Tensor  # [B, C * W, 4096], W words a chunk, zero-padded
     text_mask: Tensor  # [B, C, W], true where a word is
+    returns: Tensor  # [B, C, C], true where a chunk (row) shows the character of an earlier one (column)
     chunk_frames: int
 
 
@@ -120,7 +121,9 @@ def clip_batch(films: list[Film], codec: TileCodec, chunk_frames: int) -> ClipBa
     text, text_mask = text_batch(prompts)
     latents = torch.stack([encode_film(film, codec) for film in films])
     mask = torch.stack([character_mask(film) for film in films])
-    return ClipBatch(latents, mask, text, text_mask, chunk_frames)
+    names = [[shot.name for shot in film.shots for _ in range(shot.frames // chunk_frames)] for film in films]
+    returns = torch.tensor([[[name == earlier for earlier in clip] for name in clip] for clip in names]).tril(-1)
+    return ClipBatch(latents, mask, text, text_mask, returns, chunk_frames)
 
 
 def word_bias(text_mask: Tensor) -> Tensor:

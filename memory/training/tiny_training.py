@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .causal import predict_flow
+from .causal import ReadingLesson, predict_flow
 from .clips import ClipBatch, TileCodec, clip_batch
 from .muon import Muon
 from .run_folder import RunFolder, generator_for
@@ -31,7 +31,8 @@ class Stage(NamedTuple):
     first, so that reading history pays at once; more later, so that averaging everybody's look does not. `names` is how
     many names there are, `familiar` the share of characters who look the same in every film (or else a name is noise at
     first, and the text attention learns to look away from it for good), `plain` the share of one-coloured ones: whom to
-    read is learned before which part of them. `shift` spreads the noise levels as Wan's flow shift does; only the high ones need history.
+    read is learned before which part of them. `shift` spreads the noise levels as Wan's flow shift does; only the high ones need history. `lesson` is the
+    weight of the reading lesson; the last stages go without.
     """
 
     first: int
@@ -45,14 +46,15 @@ class Stage(NamedTuple):
     familiar: float
     plain: float
     shift: float
+    lesson: float
 
 
 STAGES = (
-    Stage(0, 8, 5, (1,), 1, 1, 3, 12, 0.7, 1.0, 8.0),
-    Stage(300, 8, 6, (1,), 1, 3, 4, 12, 0.3, 1.0, 8.0),
-    Stage(450, 4, 12, (1,), 1, 4, 6, 24, 0.1, 1.0, 8.0),
-    Stage(650, 4, 12, (1,), 1, 4, 6, 24, 0.0, 0.3, 8.0),
-    Stage(1000, 4, 12, (1, 2, 3), 3, 4, 6, 24, 0.0, 0.1, 5.0),
+    Stage(0, 8, 5, (1,), 1, 1, 3, 12, 0.7, 1.0, 8.0, 0.1),
+    Stage(300, 8, 6, (1,), 1, 3, 4, 12, 0.1, 1.0, 8.0, 0.1),
+    Stage(450, 4, 12, (1,), 1, 4, 6, 24, 0.0, 1.0, 8.0, 0.1),
+    Stage(650, 4, 12, (1,), 1, 4, 6, 24, 0.0, 0.3, 8.0, 0.05),
+    Stage(1000, 4, 12, (1, 2, 3), 3, 4, 6, 24, 0.0, 0.1, 5.0, 0.0),
 )
 
 
@@ -121,10 +123,11 @@ def draw_sigmas(shape: tuple[int, int, int], shift: float, generator: torch.Gene
 
 
 class FlowLoss(NamedTuple):
-    """What training lowers (`total`), and the same for tiles with a character alone, unweighted."""
+    """What training lowers (`total`), the error of tiles with a character alone, and the loss of the reading lesson."""
 
     total: Tensor
     character: Tensor
+    reading: Tensor
 
 
 def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: int, device: str) -> FlowLoss:
@@ -138,12 +141,18 @@ def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: in
     noise = torch.randn(latents.shape, generator=generator).to(device)
     latents = latents.to(device)
     level = frames[:, None, :, None, None]
-    flow = predict_flow(model, latents * (1 - level) + noise * level, frames, batch)
+    lesson = ReadingLesson(batch)
+    flow = predict_flow(model, latents * (1 - level) + noise * level, frames, batch, lesson)
     noisy = (torch.arange(len(frames), device=device) % copies > 0).float()[:, None, None, None]
     character = batch.mask.to(device).repeat_interleave(copies, dim=0) * noisy  # [B * copies, T, h, w]
     weight = noisy + (config.character_weight - 1) * character
     error = (flow - (noise - latents)).square().mean(1)
-    return FlowLoss((error * weight).sum() / weight.sum(), (error * character).sum() / character.sum().clamp_min(1))
+    picture = (error * weight).sum() / weight.sum()
+    return FlowLoss(
+        picture + stage_at(config, step).lesson * lesson.loss.to(device),
+        (error * character).sum() / character.sum().clamp_min(1),
+        lesson.loss,
+    )
 
 
 def _optimisers(model: nn.Module, config: TinyTraining) -> list[torch.optim.Optimizer]:
@@ -207,7 +216,7 @@ def train_tiny(
             decay = min(config.average_decay, step / (step + 10))
             torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 1 - decay)
             row = {"step": step + 1, "loss": loss.total.item(), "character_loss": loss.character.item()}
-            row |= {"norm": norm.item(), "seconds": time.monotonic() - clock}
+            row |= {"reading_loss": loss.reading.item(), "norm": norm.item(), "seconds": time.monotonic() - clock}
             if not math.isfinite(row["loss"]):
                 raise ValueError(f"The loss became {row['loss']} at step {step + 1}. Start anew with half the rates.")
             run.log(row)

@@ -7,11 +7,15 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .boot import DEVICES, boot_host
 from .workflow import Prompt, WorkflowError, apply_setting, label, read_workflow, to_prompt
+
+if TYPE_CHECKING:
+    from .runner import Runner
 
 NAME = "render"
 INTERRUPTED_EXIT = 130
@@ -47,31 +51,47 @@ def run(args: argparse.Namespace) -> int:
 
 def render(workflow: dict[str, Any], settings: list[str], args: argparse.Namespace) -> int:
     """Boot ComfyUI as the arguments say, run the workflow, print progress and files; the exit code."""
+    return render_each(workflow, [settings], args)
+
+
+def render_each(workflow: dict[str, Any], runs: Sequence[list[str]], args: argparse.Namespace) -> int:
+    """Render the workflow once with each list of settings, one after the other in one ComfyUI; the exit code."""
     set_logging(args.verbose)
     if args.out is not None:
         check_folder(args.out)
     host = boot_host(args.device, output=args.out, base=args.base)
     print(f"ComfyUI {host.version}: loading its nodes", file=sys.stderr)
-    from .runner import RenderError, RenderInterruptedError, Runner
+    from .runner import Runner
 
     line = ProgressLine()
     runner = Runner(line.report)
     object_info = runner.object_info()
-    prompt = to_prompt(workflow, object_info)
-    for setting in settings:
-        apply_setting(prompt, setting, object_info)
+    prompts = []
+    for settings in runs:
+        prompt = to_prompt(workflow, object_info)
+        for setting in settings:
+            apply_setting(prompt, setting, object_info)
+        prompts.append(prompt)
+    for prompt in prompts:
+        if code := _render_one(runner, line, prompt, workflow):
+            return code
+    return 0
+
+
+def _render_one(runner: Runner, line: ProgressLine, prompt: Prompt, workflow: dict[str, Any]) -> int:
+    from .runner import RenderError, RenderInterruptedError
+
     line.prompt = prompt
     start = time.monotonic()
     try:
         rendered = runner.run(prompt, workflow if "nodes" in workflow else None)
     except RenderInterruptedError as stopped:
-        line.end()
         print(stopped, file=sys.stderr)
         return INTERRUPTED_EXIT
     except RenderError as error:
-        line.end()
         raise WorkflowError(str(error)) from error
-    line.end()
+    finally:
+        line.end()
     print(f"Done in {time.monotonic() - start:.1f} s.")
     for path in rendered.files:
         print(path)

@@ -24,7 +24,7 @@ DEMO_SECONDS = 180  # on two CPU cores that do nothing else
 SHEET_BYTES = 10_000
 
 
-def test_the_demo_makes_a_film_a_contact_sheet_and_a_trace(tmp_path: Path, record_property: Record) -> None:
+def test_the_demo_makes_a_film_with_and_one_without_memory_a_contact_sheet_and_a_trace(tmp_path: Path, record_property: Record) -> None:
     start = time.monotonic()
     done = subprocess.run(
         [*DEMO, "--out", str(tmp_path), "--device", "cpu"], capture_output=True, text=True, timeout=900, check=False
@@ -32,6 +32,7 @@ def test_the_demo_makes_a_film_a_contact_sheet_and_a_trace(tmp_path: Path, recor
     seconds = time.monotonic() - start
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     film, sheet = tmp_path / "longreel" / "tiny_demo", tmp_path / "contact_sheet.png"
+    forgetful = tmp_path / "longreel" / "tiny_demo_forgetful"
     pictures = sum(1 for _ in read_pictures(film / "film.mp4"))
     record_property("seconds of longreel demo", round(seconds, 1))
     record_property("pictures of the demo", pictures)
@@ -40,7 +41,9 @@ def test_the_demo_makes_a_film_a_contact_sheet_and_a_trace(tmp_path: Path, recor
     header, events = read_trace(film / "trace.jsonl")
     assert len(header["plan"]["shots"]) == 6
     assert {event["shot"] for event in events} == set(range(6))
-    for path in (film / "film.mp4", sheet, film / "trace.jsonl"):
+    _, without = read_trace(forgetful / "trace.jsonl")
+    assert len(without[-1]["read_frames"]) < len(events[-1]["read_frames"])
+    for path in (film / "film.mp4", forgetful / "film.mp4", sheet, film / "trace.jsonl"):
         assert str(path) in done.stdout
     assert seconds < DEMO_SECONDS
 

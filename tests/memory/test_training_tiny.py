@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,18 @@ import torch
 from numerics import FORWARD_ERROR, relative_error
 from safetensors.torch import load_file
 
-from longreel.memory.training.causal import predict_flow
+from longreel.memory.training.causal import ReadingLesson, predict_flow
 from longreel.memory.training.clips import ClipBatch, TileCodec, clip_batch, decode_latents, encode_film
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.muon import orthogonalise
 from longreel.memory.training.recall import compare_looks, measure_recall, recall_film
-from longreel.memory.training.storyworld import FilmSettings, first_rgb_frame, random_film, render_film
+from longreel.memory.training.storyworld import Film, FilmSettings, Shot, first_rgb_frame, random_film, render_film
 from longreel.memory.training.tiny_training import Stage, TinyTraining, draw_sigmas, train_tiny, training_films
 from longreel.memory.whole_file import ProjectError
 from longreel.nodes.host.build import TinyWanSpec, host_modules
 
 SPEC = TinyWanSpec(width=128, layers=1, ffn=128)
-SHORT_STAGES = (Stage(0, 2, 3, (1, 2), 1, 1, 2, 6, 0.5, 0.5, 5.0),)
+SHORT_STAGES = (Stage(0, 2, 3, (1, 2), 1, 1, 2, 6, 0.5, 0.5, 5.0, 0.1),)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,22 @@ def test_every_noisy_copy_reads_the_clean_past_and_itself(host: object, codec: T
                 latents[:, :, own], levels[:, own] = noise[copy - 1][:, :, own], level
                 alone = predict_flow(model, latents, levels, batch)[:, :, own]
                 assert relative_error(together[:, copy, :, own], alone) < FORWARD_ERROR
+
+
+def test_the_reading_lesson_asks_a_returning_character_to_read_its_own_earlier_pictures(codec: TileCodec) -> None:
+    looks = {"anna": random_film(0, FilmSettings()).looks.popitem()[1]} | {
+        "ben": random_film(1, FilmSettings()).looks.popitem()[1]
+    }
+    shots = [Shot(i, 1, name, "forest", "left", "stands", "") for i, name in enumerate(("anna", "ben", "anna"))]
+    lesson = ReadingLesson(clip_batch([Film(looks, tuple(shots))], codec, 1))
+    left, all_tokens = int(lesson.tokens[0, 0].sum()), lesson.tokens.shape[-1]
+    assert 0 < left < all_tokens
+    q = torch.zeros(1, 1, 1, all_tokens, 8)
+    assert not lesson.begin_layer()
+    assert lesson.begin_layer()
+    lesson.listen(1, q, torch.zeros(1, 1, 1, 2 * all_tokens, 8))  # ben was never seen: nothing is asked
+    lesson.listen(2, q, torch.zeros(1, 1, 1, 3 * all_tokens, 8))  # evenly over three chunks, one in three is anna's
+    assert lesson.loss.item() == pytest.approx(math.log(3 * all_tokens / left), rel=FORWARD_ERROR)
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:

@@ -55,7 +55,7 @@ def training_network(weights: dict[str, Tensor]) -> torch.nn.Module:
 def training_batch(film: Film, latents: Tensor, chunk_frames: int) -> ClipBatch:
     """A film with these latents as training hands it to the model."""
     text, text_mask = text_batch([[shot.prompt for shot in film.shots]])
-    return ClipBatch(latents.clone(), torch.zeros(1), text, text_mask, chunk_frames)
+    return ClipBatch(latents.clone(), torch.zeros(1), text, text_mask, torch.zeros(1), chunk_frames)
 
 
 class TrainingNoise:
