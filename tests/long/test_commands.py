@@ -24,7 +24,9 @@ DEMO_SECONDS = 180  # on two CPU cores that do nothing else
 SHEET_BYTES = 10_000
 
 
-def test_the_demo_makes_a_film_with_and_one_without_memory_a_contact_sheet_and_a_trace(tmp_path: Path, record_property: Record) -> None:
+def test_the_demo_makes_a_film_with_and_one_without_memory_a_contact_sheet_and_a_trace(
+    tmp_path: Path, record_property: Record
+) -> None:
     start = time.monotonic()
     done = subprocess.run(
         [*DEMO, "--out", str(tmp_path), "--device", "cpu"], capture_output=True, text=True, timeout=900, check=False
