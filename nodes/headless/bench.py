@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recall.add_argument("--json", type=Path, metavar="FILE", help="write the rows here; a stopped run goes on from it")
     recall.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw identity and who-is-it over distance")
     recall.set_defaults(bench=run_recall)
+    kernels = benches.add_parser("kernels", help="reading pages against reading everything, correctness first")
+    kernels.add_argument("--profile", choices=("smoke", "full"), default="smoke", help="full needs a GPU's patience")
+    kernels.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    kernels.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    kernels.set_defaults(bench=run_kernels)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,3 +65,14 @@ def run_recall(args: argparse.Namespace) -> int:
     from .recall_command import measure
 
     return measure(args)
+
+
+def run_kernels(args: argparse.Namespace) -> int:
+    """Measure the kernels, print a table and write the rows; no ComfyUI is needed."""
+    from ...kernels.bench import run_kernel_bench
+
+    result = run_kernel_bench(args.profile, args.device)
+    print(result.table())
+    if args.json is not None:
+        args.json.write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +22,7 @@ from ..host.attach import attach_memory
 from ..host.build import TinyWanSpec, build_tiny_wan
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.guider import FilmGuider
-from .boot import pack_folder
+from .machine import machine, source_commit
 
 SIGMAS = (1.0, 0.9375, 0.8333, 0.625, 0.0)
 ONE_STEP = (1.0, 0.0)
@@ -114,7 +112,7 @@ def measure_loop(bench: LoopBench, host_version: str) -> LoopResult:
         for side in (0, 1) if run % 2 == 0 else (1, 0):
             seconds[side].append(_timed(sides[side]))
     chunk_seconds = _chunk_seconds(model, bench.long_chunks)
-    return LoopResult(bench, _machine(host_version), *seconds, error, chunk_seconds)
+    return LoopResult(bench, {**machine(host_version), "commit": source_commit()}, *seconds, error, chunk_seconds)
 
 
 MAX_ERROR = 1e-4  # float32 rounding through a rollout
@@ -224,18 +222,3 @@ def _wait() -> None:
 
 def _difference(expected: Tensor, made: Tensor) -> float:
     return float((made - expected).abs().max() / expected.abs().max())
-
-
-def _machine(host_version: str) -> dict[str, str]:
-    device = comfy.model_management.get_torch_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=pack_folder(), capture_output=True, text=True, check=False
-    )
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "comfyui": host_version,
-        "commit": commit.stdout.strip(),
-    }

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +32,6 @@ from ..host.build import build_tiny_vae, build_tiny_wan, shipped_weights
 from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.guider import FilmGuider
-from .boot import pack_folder
 
 LATENT_CHANNELS, LATENT_SIZE = 16, (12, 16)
 DRIFT_POINTS = 12
@@ -313,24 +308,3 @@ def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
 
 def _described(config: MemoryConfig) -> dict[str, Any]:
     return {**dataclasses.asdict(config), "positions": config.positions.value}
-
-
-def machine(host_version: str) -> dict[str, str]:
-    """Where this is measured."""
-    device = comfy.model_management.get_torch_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or 'CPU'}"
-    return {
-        "device": f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "comfyui": host_version,
-    }
-
-
-def source_commit() -> str:
-    """The commit of this code, with a mark where files were changed since."""
-    if shutil.which("git") is None:
-        return "unknown"
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    said = subprocess.run(command, cwd=pack_folder(), capture_output=True, text=True, check=False)
-    return said.stdout.strip() or "unknown"

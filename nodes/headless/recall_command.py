@@ -41,7 +41,8 @@ def _measure(args: argparse.Namespace) -> int:
             _check_target(target)
     set_logging(verbose=False)
     host = boot_host(args.device)
-    from .bench_recall import RecallRun, TinyModel, bench_settings, machine, source_commit
+    from .bench_recall import RecallRun, TinyModel, bench_settings
+    from .machine import machine, source_commit
 
     model = TinyModel(args.weights)
     settings = bench_settings(bench, model)
