@@ -31,8 +31,15 @@ def test_training_writes_weights_stops_when_asked_and_goes_on(tmp_path: Path, ho
 
     def train(steps: int) -> subprocess.Popen[str]:
         command = [*TRAIN, "--out", str(tmp_path), "--steps", str(steps), "--device", "cpu"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+        return subprocess.Popen(
+            command,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # A shell that was itself started in the background hands down an ignored Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     def steps_logged() -> list[int]:
         log = tmp_path / "log.jsonl"
