@@ -32,13 +32,15 @@ class AbsentError(RuntimeError):
 class Peer:
     """One implementation: what it reads (history, window or lists), and how it is made ready, which is not timed.
 
-    `known_error` is allowed on top to those that compute in 8 bits.
+    `known_error` is allowed on top to those that compute in 8 bits. What a `foreign` one raises is its refusal; an error of
+    ours comes out.
     """
 
     name: str
     reads: str
     ready: Ready
     known_error: float = 0.0
+    foreign: bool = False
 
 
 def module(name: str) -> Any:
@@ -225,11 +227,11 @@ PEERS = (
     Peer("LongReel, Triton", "lists", ours("triton")),
     Peer("LongReel, Triton and SDPA", "lists", ours("split")),
     Peer("union buffer and mask", "lists", union),
-    Peer("FlexAttention", "lists", flex),
-    Peer("varlen_attn with a table of pages", "lists", varlen),
-    Peer("FlashInfer, variable blocks", "lists", flashinfer),
-    Peer("flash-attn, whole history", "history", flash_attn),
-    Peer("SageAttention, whole history", "history", sage, INT8_ERROR),
-    Peer("comfy-kitchen int8, whole history", "history", kitchen, INT8_ERROR),
+    Peer("FlexAttention", "lists", flex, foreign=True),
+    Peer("varlen_attn with a table of pages", "lists", varlen, foreign=True),
+    Peer("FlashInfer, variable blocks", "lists", flashinfer, foreign=True),
+    Peer("flash-attn, whole history", "history", flash_attn, foreign=True),
+    Peer("SageAttention, whole history", "history", sage, INT8_ERROR, foreign=True),
+    Peer("comfy-kitchen int8, whole history", "history", kitchen, INT8_ERROR, foreign=True),
 )
 DENSE, WINDOW = PEERS[0].name, PEERS[1].name

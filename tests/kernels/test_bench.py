@@ -63,6 +63,19 @@ def test_what_is_wrong_or_does_not_fit_gets_no_time(bench: run.KernelBench) -> N
     assert all(line in bench.table() for line in ("out of memory", "x faster than dense", "matmul_tflops"))
 
 
+def test_an_error_of_ours_comes_out_and_one_of_another_project_is_its_refusal() -> None:
+    inputs = build_inputs(TINY, torch.device("cpu"))
+
+    def breaks(_: Inputs) -> Run:
+        raise RuntimeError("broken\nin two lines")
+
+    exact, error = run.sample_exactly(inputs, "lists")
+    with pytest.raises(RuntimeError, match="broken"):
+        run.check(Peer("ours", "lists", breaks), inputs, exact, error)
+    row, timed = run.check(Peer("theirs", "lists", breaks, foreign=True), inputs, exact, error)
+    assert (row.note, timed) == ("refused: broken", None)
+
+
 def test_pages_hold_the_same_numbers_as_the_history() -> None:
     case = replace(TINY, frames=14)
     inputs = build_inputs(case, torch.device("cpu"))
