@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import comfy.model_management
 import comfy.samplers
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -28,7 +27,7 @@ from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_
 from ...memory.training.storyworld import Film, Look, Shot, render_shot
 from ...memory.training.tiny_vae import FIRST_TEST_SEED
 from ..host.attach import attach_memory
-from ..host.build import build_tiny_vae, build_tiny_wan, shipped_weights
+from ..host.build import build_tiny_vae, build_tiny_wan, read_shards, shipped_weights
 from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.guider import FilmGuider
@@ -188,13 +187,9 @@ def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, 
 
     Raises ValueError where there are none.
     """
-    if folder is None:
-        weights = shipped_weights(part)
-    else:
-        shards = sorted(folder.glob(f"tiny_{part}*.safetensors"))
-        weights = {name: tensor for shard in shards for name, tensor in comfy.utils.load_torch_file(str(shard)).items()}
-        if not weights and part == "vae":
-            weights = shipped_weights(part) or {}
+    weights = {} if folder is None else read_shards(folder, part)
+    if not weights and (folder is None or part == "vae"):
+        weights = shipped_weights(part) or {}
     if not weights:
         place = "memory/weights" if folder is None else str(folder)
         raise ValueError(
