@@ -1,10 +1,21 @@
-"""Tile shapes of the attention kernel, by architecture: chosen by compiled registers and spills, never at run time."""
+"""Tile shapes of the attention kernel, by architecture: chosen by compiled registers and spills, never at run time.
+
+`longreel bench kernels --tune` measures them on a machine and leaves a local table there, which goes first.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from .dispatch import triton_version
 
 SMALLEST = 16  # rows or columns of a matrix instruction
+LOCAL_TABLE = "attention_tiles.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +26,18 @@ class Tile:
     keys: int
     warps: int
     stages: int
+
+    def __post_init__(self) -> None:
+        whole = all(isinstance(size, int) and size > 0 for size in (self.queries, self.keys, self.warps, self.stages))
+        if (
+            not whole
+            or min(self.queries, self.keys) < SMALLEST
+            or self.queries & self.queries - 1
+            or self.keys & self.keys - 1
+        ):
+            raise ValueError(
+                f"A tile needs powers of two from {SMALLEST} on as queries and keys, and counts of warps and stages, got {self}."
+            )
 
     def fitted(self, group_tokens: int, page_tokens: int) -> Tile:
         """The tile cut down to groups and pages of this size."""
@@ -46,5 +69,53 @@ INTERPRETED = NVIDIA
 
 
 def attention_tile(arch: str) -> Tile:
-    """The tile of an architecture of the table, or of the interpreter."""
-    return ATTENTION_TILES.get(arch, INTERPRETED)
+    """The tile of an architecture of the local or the built-in table, or of the interpreter."""
+    return local_tiles(local_table()).get(arch) or ATTENTION_TILES.get(arch, INTERPRETED)
+
+
+def local_table() -> Path:
+    """Where the tiles of this machine are kept: in LONGREEL_CACHE, or LongReel's part of the user's cache folder."""
+    if chosen := os.environ.get("LONGREEL_CACHE"):
+        return Path(chosen).expanduser().absolute() / LOCAL_TABLE
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "longreel" / LOCAL_TABLE
+
+
+@cache
+def local_tiles(path: Path) -> dict[str, Tile]:
+    """Tiles that were measured on this machine with the Triton that is here; with another one they mean nothing.
+
+    Raises ValueError where the file is not what `save_local_tile` writes.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        tiles = {arch: Tile(**shape) for arch, shape in kept["tiles"].items()}
+        return tiles if kept["triton"] == _compiler() else {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} should hold tile shapes that `longreel bench kernels --tune` wrote, got {error}. Delete it."
+        ) from error
+
+
+def save_local_tile(arch: str, tile: Tile) -> Path:
+    """Keep a measured tile in the local table, in one piece; gives the table's path."""
+    path = local_table()
+    tiles = {**local_tiles(path), arch: tile}
+    kept = {"triton": _compiler(), "tiles": {name: asdict(shape) for name, shape in tiles.items()}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+    local_tiles.cache_clear()
+    return path
+
+
+def _compiler() -> str:
+    return ".".join(map(str, triton_version()[0] or ()))

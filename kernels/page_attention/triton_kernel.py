@@ -10,7 +10,7 @@ from torch import Tensor
 from ..dispatch import architecture
 from ..pages import PageLists, Pages, rows_of
 from ..state import AttentionState
-from ..tiles import attention_tile
+from ..tiles import Tile, attention_tile
 
 LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -69,11 +69,13 @@ def _attend(
     tl.store(lse + row * heads + head, (most + tl.log2(total)) * LN_2, (in_group < GROUP) & (row < tokens))
 
 
-def page_attention(q: Tensor, pages: Pages, lists: PageLists, dense_tokens: int, group_tokens: int) -> AttentionState:
-    """As the reference, in the type of the queries."""
+def page_attention(
+    q: Tensor, pages: Pages, lists: PageLists, dense_tokens: int, group_tokens: int, tile: Tile | None = None
+) -> AttentionState:
+    """As the reference, in the type of the queries; `tile` overrides what the tables say."""
     tokens, heads, dim = q.shape
     page_tokens = pages.k.shape[2]
-    tile = attention_tile(architecture(q.device)).fitted(group_tokens, page_tokens)
+    tile = (tile or attention_tile(architecture(q.device))).fitted(group_tokens, page_tokens)
     out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((tokens, heads), dtype=torch.float32, device=q.device)
     grid = (lists.slots.shape[1] * triton.cdiv(group_tokens, tile.queries), heads)
