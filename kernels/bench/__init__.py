@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from .run import KernelBench, run_kernel_bench
+from .report import KernelBench
+from .run import run_kernel_bench
+from .tuning import NothingToTuneError, Tuning, tune
 
-__all__ = ["KernelBench", "run_kernel_bench"]
+__all__ = ["KernelBench", "NothingToTuneError", "Tuning", "run_kernel_bench", "tune"]

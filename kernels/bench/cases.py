@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ..pages import PageLists, Pages
+from .lists import DRAWN, best_in_shortlist
 
 
 @dataclass(frozen=True, slots=True)
 class KernelCase:
     """One chunk that reads `frames` frames of history, itself included; sizes of one layer of a model.
 
-    Lists are drawn from `listed` of all bank pages for each head and group, the worst for a cache, or, with a
-    `shortlist`, from so many pages of each head.
+    Each head and group lists `listed` pages of the bank, or, with a `shortlist`, of so many pages of its head. `lists`
+    names how they are drawn (`lists.py`).
     """
 
     name: str
@@ -31,6 +32,9 @@ class KernelCase:
     group_tokens: int = 128
     listed: int = 64
     shortlist: int = 256
+    lists: str = "random"
+    layers: int = 30
+    ffn: int = 8960
 
     @property
     def tokens(self) -> int:
@@ -41,6 +45,21 @@ class KernelCase:
     def dense_tokens(self) -> int:
         """Tokens that every query reads."""
         return self.dense_frames * self.frame_tokens
+
+    @property
+    def first_bank_slot(self) -> int:
+        """Slots of the dense tokens."""
+        return -(-self.dense_tokens // self.page_tokens)
+
+    @property
+    def pages_per_frame(self) -> int:
+        """Pages of a frame; the last one may be short."""
+        return -(-self.frame_tokens // self.page_tokens)
+
+    @property
+    def bank_frames(self) -> int:
+        """Frames that are read by lists only."""
+        return self.frames - self.dense_frames
 
     @property
     def groups(self) -> int:
@@ -68,32 +87,38 @@ class Inputs(NamedTuple):
 
 
 WAN_1_3B = KernelCase("Wan 1.3B, 240 frames", heads=12, frames=240, dtype=torch.bfloat16)
+WAN_14B = replace(WAN_1_3B, name="Wan 14B, 240 frames", heads=40, layers=40, ffn=13824)
 TINY = KernelCase(
     "tiny", heads=2, frames=30, dtype=torch.float32, head_dim=64, frame_tokens=150, page_tokens=16, group_tokens=48,
-    listed=8, shortlist=32,
+    listed=8, shortlist=32, layers=4, ffn=512,
 )  # fmt: skip
+SMOKE = (TINY, replace(TINY, name="tiny, recorded lists", lists="recorded"))
+# A CPU without 16-bit arithmetic is fastest in float32.
+ON_CPU = replace(WAN_1_3B, dtype=torch.float32)
 PROFILES: dict[tuple[str, str], tuple[KernelCase, ...]] = {
-    ("smoke", "cpu"): (TINY,),
-    ("smoke", "cuda"): (replace(TINY, dtype=torch.bfloat16),),
-    # A CPU without 16-bit arithmetic is fastest in float32.
-    ("full", "cpu"): (replace(WAN_1_3B, dtype=torch.float32),),
+    ("smoke", "cpu"): SMOKE,
+    ("smoke", "cuda"): tuple(replace(case, dtype=torch.bfloat16) for case in SMOKE),
+    ("full", "cpu"): (ON_CPU,),
     ("full", "cuda"): (
         WAN_1_3B,
         *(replace(WAN_1_3B, name=f"Wan 1.3B, {frames} frames", frames=frames) for frames in (21, 60, 120, 480)),
         *(replace(WAN_1_3B, name=f"Wan 1.3B, {pages} pages", listed=pages) for pages in (16, 32)),
+        *(replace(WAN_1_3B, name=f"Wan 1.3B, {kind} lists", lists=kind) for kind in ("clustered", "recorded")),
         replace(WAN_1_3B, name="Wan 1.3B, lists from all pages", shortlist=0),
         replace(WAN_1_3B, name="Wan 1.3B, float16", dtype=torch.float16),
-        replace(WAN_1_3B, name="Wan 1.3B, groups of 64", group_tokens=64),
-        replace(WAN_1_3B, name="Wan 1.3B, window 21", dense_frames=24),
+        replace(WAN_1_3B, name="Wan 1.3B, pages of 128", page_tokens=128, listed=32, shortlist=128),
+        *(replace(WAN_1_3B, name=f"Wan 1.3B, groups of {size}", group_tokens=size) for size in (16, 64)),
+        *(replace(WAN_1_3B, name=f"Wan 1.3B, window {n}", dense_frames=n + 3) for n in (12, 21)),
         replace(
             WAN_1_3B, name="OmniMem, 1.3B", page_tokens=30, group_tokens=15, listed=16, dense_frames=9, shortlist=0
         ),
-        # Full pages of 256 tokens: what kernels with a block table can take.
+        # Full pages of 256 tokens: what kernels with a table of pages can take.
         replace(
             WAN_1_3B, name="Wan 1.3B, 16 pages of 256", frame_tokens=1536, page_tokens=256, listed=16, shortlist=64
         ),
         replace(WAN_1_3B, name="Wan 1.3B, 720p", frame_tokens=3600, frames=120),
-        replace(WAN_1_3B, name="Wan 14B, 240 frames", heads=40),
+        replace(WAN_1_3B, name="Wan 1.3B, 29 x 51 tokens", frame_tokens=29 * 51),
+        WAN_14B,
     ),
 }
 
@@ -108,38 +133,29 @@ def build_inputs(case: KernelCase, device: torch.device) -> Inputs:
     q = normal(case.tokens, case.heads, case.head_dim)
     k, v = (normal(case.heads, case.frames * case.frame_tokens, case.head_dim) for _ in range(2))
     pages = build_pages(case, k, v)
-    return Inputs(case, q, k, v, pages, draw_lists(case, pages, generator))
+    return Inputs(case, q, k, v, pages, draw_lists(case, generator))
 
 
 def build_pages(case: KernelCase, k: Tensor, v: Tensor) -> Pages:
     """The dense frames one behind another, then the pages of the others, the last page of each frame cut short."""
-    pages_per_frame = -(-case.frame_tokens // case.page_tokens)
-    first = -(-case.dense_tokens // case.page_tokens)
-    bank_frames = case.frames - case.dense_frames
-    count = first + bank_frames * pages_per_frame
+    first, per_frame, bank_frames = case.first_bank_slot, case.pages_per_frame, case.bank_frames
+    count = first + bank_frames * per_frame
     shape = (case.heads, count, case.page_tokens, case.head_dim)
-    padded = pages_per_frame * case.page_tokens
     stored = []
     for history in (k, v):
         rows = torch.zeros(shape, dtype=k.dtype, device=k.device).flatten(1, 2)
         rows[:, : case.dense_tokens] = history[:, : case.dense_tokens]
-        bank = rows[:, first * case.page_tokens :].unflatten(1, (bank_frames, padded))
+        bank = rows[:, first * case.page_tokens :].unflatten(1, (bank_frames, per_frame * case.page_tokens))
         bank[:, :, : case.frame_tokens] = history[:, case.dense_tokens :].unflatten(1, (bank_frames, case.frame_tokens))
         stored.append(rows.view(shape))
     lengths = torch.full((count,), case.page_tokens, dtype=torch.int32, device=k.device)
-    last = case.frame_tokens - (pages_per_frame - 1) * case.page_tokens
-    lengths[first + pages_per_frame - 1 :: pages_per_frame] = last
+    lengths[first + per_frame - 1 :: per_frame] = case.frame_tokens - (per_frame - 1) * case.page_tokens
     return Pages(stored[0], stored[1], lengths.expand(case.heads, count))
 
 
-def draw_lists(case: KernelCase, pages: Pages, generator: torch.Generator) -> PageLists:
-    """Random pages of the bank for each head and group, in ascending order."""
-    first = -(-case.dense_tokens // case.page_tokens)
-    bank = pages.k.shape[1] - first
-    chances = torch.rand((case.heads, case.groups, bank), generator=generator, device=pages.k.device)
-    if 0 < case.shortlist < bank:
-        of_head = torch.rand((case.heads, 1, bank), generator=generator, device=pages.k.device)
-        chances += (of_head.argsort(-1).argsort(-1) < case.shortlist).float()
-    slots = chances.topk(min(case.listed, bank)).indices.sort(-1).values + first
+def draw_lists(case: KernelCase, generator: torch.Generator) -> PageLists:
+    """Pages of the bank for each head and group, in ascending order."""
+    scores = DRAWN[case.lists](case.heads, case.groups, case.bank_frames, case.pages_per_frame, generator)
+    slots = best_in_shortlist(scores, case.shortlist, case.listed) + case.first_bank_slot
     counts = torch.full(slots.shape[:2], slots.shape[2], dtype=torch.int32, device=slots.device)
-    return PageLists(slots.int(), counts)
+    return PageLists(slots, counts)

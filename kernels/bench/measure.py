@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import statistics
@@ -9,6 +10,8 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -88,22 +91,36 @@ def times(cold: list[float], warm: list[float]) -> Times:
 def describe_machine(device: torch.device, small: bool) -> dict[str, str | float]:
     """What ran, and the ceilings of this very machine: a large matrix product, and a copy."""
     version, absence = triton_version()
+    processor = f"{torch.get_num_threads()} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     facts: dict[str, str | float] = {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {processor}",
         "architecture": architecture(device),
+        "system": platform.platform(terse=True),
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "commit": source_commit(),
         "torch": torch.__version__,
         "triton": ".".join(map(str, version)) if version else absence,
         "python": platform.python_version(),
         **ceilings(device, small),
     }
+    if hasattr(os, "getloadavg"):
+        facts["load average"] = os.getloadavg()[0]
     tool = shutil.which("nvidia-smi")
     if device.type == "cuda" and tool:
         query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,pstate"
         command = [tool, f"--query-gpu={query}", "--format=csv,noheader"]
         facts[query] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return facts
+
+
+def source_commit() -> str:
+    """The commit of this code, with a mark where files were changed since."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "describe", "--always", "--dirty", "--exclude=*"]
+    said = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return said.stdout.strip() or "unknown"
 
 
 def ceilings(device: torch.device, small: bool) -> dict[str, float]:

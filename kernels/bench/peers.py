@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -16,9 +17,11 @@ from ..dense_attention import dense_attention
 from ..dispatch import NoImplementationError, facts_of
 from ..merge_states import merge_states
 from ..page_attention import OPERATION, page_attention
-from ..pages import rows_of
+from ..page_copy import time_rotation
+from ..pages import PageLists, Pages, rows_of
 from ..state import AttentionState
 from .cases import Inputs
+from .parts import PageCopy, round_pages
 
 Run = Callable[[], Tensor]
 Ready = Callable[[Inputs], Run]
@@ -32,8 +35,8 @@ class AbsentError(RuntimeError):
 class Peer:
     """One implementation: what it reads (history, window or lists), and how it is made ready, which is not timed.
 
-    `known_error` is allowed on top to those that compute in 8 bits. What a `foreign` one raises is its refusal; an error of
-    ours comes out.
+    `known_error` is allowed on top to those that compute in 8 bits. What a `foreign` one raises is its refusal; any other
+    error comes out. One of `ours` is compared with the fastest of the others that read the same.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Peer:
     ready: Ready
     known_error: float = 0.0
     foreign: bool = False
+    ours: bool = False
 
 
 def module(name: str) -> Any:
@@ -57,6 +61,12 @@ def history(inputs: Inputs) -> Run:
     return lambda: scaled_dot_product_attention(q, inputs.k[None], inputs.v[None])[0].transpose(0, 1)
 
 
+def backend(inputs: Inputs) -> str:
+    """What torch's dense attention runs on here."""
+    q = inputs.q.transpose(0, 1)[None]
+    return f"by torch's {SDPBackend(torch._fused_sdp_choice(q, inputs.k[None], inputs.v[None])).name}"
+
+
 def window(inputs: Inputs) -> Run:
     """Dense attention over sink, window and chunk: a model without memory."""
     q = inputs.q.transpose(0, 1)[None]
@@ -64,7 +74,7 @@ def window(inputs: Inputs) -> Run:
     return lambda: scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
 
 
-def ours(name: str) -> Ready:
+def implementation(name: str) -> Ready:
     """One of our implementations."""
 
     def ready(inputs: Inputs) -> Run:
@@ -80,10 +90,38 @@ def ours(name: str) -> Ready:
     return ready
 
 
+def eight_bits(inputs: Inputs) -> Run:
+    """The bank in 8 bits: every page that a head lists is copied into the working set first, then attention reads it."""
+    case, pages, lists = inputs.case, inputs.pages, inputs.lists
+    first, device = case.first_bank_slot, inputs.q.device
+    wanted = [slots.unique() for slots in lists.slots]  # of each head
+    count = max(map(len, wanted))
+    slots = torch.stack([pad(of_head, (0, count - len(of_head)), value=int(of_head[-1])) for of_head in wanted])
+    working = [x[:, : first + count].clone() for x in pages[:2]]  # [H, first + M, P, D]
+    places = torch.searchsorted(slots, lists.slots.flatten(1)).view(lists.slots.shape) + first
+    lengths = torch.cat([pages.lengths[:, :first], pages.lengths.gather(1, slots.long())], dim=1)
+    copy = PageCopy(
+        slots.int(),
+        torch.zeros_like(slots, dtype=torch.int32),
+        time_rotation([0.0], case.head_dim, 1.0, device),  # these keys are turned already
+        torch.arange(first, first + count, dtype=torch.int32, device=device) * case.page_tokens,
+        *(rows_of(x) for x in working),
+    )
+    codes, own = round_pages(pages), PageLists(places.int(), lists.counts)
+    read = Pages(working[0], working[1], lengths)
+
+    def run() -> Tensor:
+        copy.bring(codes)
+        dense, group = case.dense_tokens, case.group_tokens
+        return page_attention(inputs.q, read, own, dense_tokens=dense, group_tokens=group).out
+
+    return run
+
+
 def union(inputs: Inputs) -> Run:
     """The naive way: the union of all groups' pages of a head is gathered, and a mask says who reads what of it."""
     case, pages, lists = inputs.case, inputs.pages, inputs.lists
-    first = -(-case.dense_tokens // case.page_tokens)
+    first = case.first_bank_slot
     token = torch.arange(case.page_tokens, device=inputs.q.device)
     group_of = torch.arange(case.tokens, device=inputs.q.device) // case.group_tokens
     prepared = []
@@ -116,7 +154,7 @@ def flex(inputs: Inputs) -> Run:
         raise AbsentError(f"needs groups and pages of 16s, got {case.group_tokens} and {case.page_tokens}")
     if device.type == "cpu" and inputs.k.shape[1] < WORTH_COMPILING:
         raise AbsentError("compiling it for a CPU takes longer than this case is worth")
-    first = -(-case.dense_tokens // case.page_tokens)
+    first = case.first_bank_slot
     dense = torch.arange(first, dtype=torch.int32, device=device).expand(case.heads, case.groups, first)
     slots = torch.cat([dense, inputs.lists.slots], dim=2)[None]
     counts = torch.full(slots.shape[:3], slots.shape[3], dtype=torch.int32, device=device)
@@ -203,7 +241,7 @@ def flashinfer(inputs: Inputs) -> Run:
     """FlashInfer's variable block sparse attention: the same lists, as a mask of rows and columns."""
     library = module("flashinfer.sparse")
     case, pages, device = inputs.case, inputs.pages, inputs.q.device
-    first = -(-case.dense_tokens // case.page_tokens)
+    first = case.first_bank_slot
     listed = torch.zeros(case.heads, case.groups, pages.k.shape[1], dtype=torch.bool, device=device)
     listed.scatter_(2, inputs.lists.slots.long(), True)
     listed[:, :, :first] = True
@@ -223,9 +261,10 @@ INT8_ERROR = 0.05
 PEERS = (
     Peer("dense SDPA, whole history", "history", history),
     Peer("sliding window SDPA", "window", window),
-    Peer("LongReel, torch", "lists", ours("torch")),
-    Peer("LongReel, Triton", "lists", ours("triton")),
-    Peer("LongReel, Triton and SDPA", "lists", ours("split")),
+    Peer("LongReel, torch", "lists", implementation("torch"), ours=True),
+    Peer("LongReel, Triton", "lists", implementation("triton"), ours=True),
+    Peer("LongReel, Triton and SDPA", "lists", implementation("split"), ours=True),
+    Peer("LongReel, bank in 8 bits copied first", "lists", eight_bits, INT8_ERROR, ours=True),
     Peer("union buffer and mask", "lists", union),
     Peer("FlexAttention", "lists", flex, foreign=True),
     Peer("varlen_attn with a table of pages", "lists", varlen, foreign=True),

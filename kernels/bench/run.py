@@ -2,85 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from ..page_attention.reference import read_tokens
 from .cases import PROFILES, Inputs, KernelCase, build_inputs
-from .measure import EFFORTS, Effort, Times, describe_machine, measure
-from .parts import make_parts
-from .peers import DENSE, PEERS, WINDOW, AbsentError, Peer, Run
-
-SAMPLES = 6
-ERROR_FACTOR = 2.0  # against PyTorch in the same type, as in the tests
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One implementation in one case.
-
-    `times_dense` is how many times faster than dense attention over the whole history it is, `times_window` how many
-    times as long as the window alone it takes. What was not measured is None, and `note` says why.
-    """
-
-    case: str
-    implementation: str
-    milliseconds: float | None = None
-    p10: float | None = None
-    p90: float | None = None
-    warm_milliseconds: float | None = None
-    relative_error: float | None = None
-    times_dense: float | None = None
-    times_window: float | None = None
-    tflops: float | None = None
-    peak_bytes: int | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class KernelBench:
-    """What `run_kernel_bench` measured."""
-
-    profile: str
-    machine: dict[str, str | float]
-    bytes: dict[str, dict[str, int]]
-    rows: list[Row]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return asdict(self)
-
-    def table(self) -> str:
-        """The result for people, in Markdown."""
-        head = ("case", "implementation", "ms", "10 to 90 %", "error", "x faster than dense", "x window", "TFLOP/s", "")
-        lines = [head, ("---",) * len(head)]
-        for row in self.rows:
-            tenths = "" if row.p10 is None or row.p90 is None else f"{row.p10:.3g} to {row.p90:.3g}"
-            numbers = (row.relative_error, row.times_dense, row.times_window, row.tflops)
-            lines.append(
-                (row.case, row.implementation, shown(row.milliseconds), tenths, *map(shown, numbers), row.note)
-            )
-        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"{text}\n\n{self.machine}"
-
-
-def shown(number: float | None) -> str:
-    """Three digits, or nothing."""
-    return "" if number is None else f"{number:.3g}"
+from .exact import SUM_ERROR, allowed_error, relative_error, sample_exactly, sampled
+from .measure import EFFORTS, Effort, Times, describe_machine, measure, milliseconds
+from .offload import make_offload_parts
+from .parts import Part, make_parts
+from .peers import DENSE, PEERS, WINDOW, AbsentError, Peer, Run, backend
+from .quality import measure_quality, shortlist_kept
+from .report import KernelBench, Row
+from .whole_pass import measure_pass
 
 
 def run_kernel_bench(
-    profile: str = "smoke", device: str = "cpu", *, rounds: int | None = None, cases: Sequence[str] = ()
+    profile: str = "smoke", device: str = "cpu", *, rounds: int | None = None, cases: Sequence[str] = (), note: str = ""
 ) -> KernelBench:
     """Measure the kernels and their peers: `smoke` in seconds, `full` at the size of real models.
 
-    `rounds` overrides how often everything is timed, `cases` keeps the cases of these names.
+    `rounds` overrides how often everything is timed, `cases` keeps the cases of these names, `note` stays with the result.
     Raises ValueError when there is no such profile, device or case.
     """
     at = torch.device(device)
@@ -93,18 +37,25 @@ def run_kernel_bench(
     if rounds is not None:
         effort = replace(effort, rounds=rounds)
     machine = describe_machine(at, small=profile == "smoke")
+    if note:
+        machine["note"] = note
     rows: list[Row] = []
     held: dict[str, dict[str, int]] = {}
     for case in chosen:
-        inputs = build_inputs(case, at)
-        held[case.name] = held_bytes(inputs)
-        rows += measure_case(inputs, effort)
-    return KernelBench(profile, machine, held, rows)
+        try:
+            inputs = build_inputs(case, at)
+            held[case.name] = held_bytes(inputs)
+            rows += measure_case(inputs, effort)
+        except torch.OutOfMemoryError:
+            rows.append(Row(case.name, "all", note="out of memory"))
+    kept = f"{shortlist_kept():.0%} of the first step's pages are still wanted at the last one"
+    rows.append(Row("recorded film", "offload: what a new shortlist keeps of an old one", note=kept))
+    return KernelBench(profile, machine, held, rows, measure_quality())
 
 
 def held_bytes(inputs: Inputs) -> dict[str, int]:
-    """Bytes of one layer: the history as it was, in pages, their means, the lists, and what a union would gather."""
-    pages, lists = inputs.pages, inputs.lists
+    """Bytes of one layer: the history as it was, in pages, their means, the lists, and what is copied of a bank."""
+    case, pages, lists = inputs.case, inputs.pages, inputs.lists
     page_bytes = 2 * pages.k.shape[2] * pages.k.shape[3] * pages.k.itemsize
     gathered = sum(int(slots.unique().numel()) for slots in lists.slots)
     return {
@@ -112,14 +63,23 @@ def held_bytes(inputs: Inputs) -> dict[str, int]:
         "pages": pages.k.nbytes + pages.v.nbytes,
         "summaries": pages.k.nbytes // pages.k.shape[2],
         "lists": lists.slots.nbytes + lists.counts.nbytes,
-        "shortlist": inputs.case.heads * inputs.case.shortlist * page_bytes,
+        "dense": case.heads * case.first_bank_slot * page_bytes,
+        "shortlist": case.heads * case.shortlist * page_bytes,
         "union": gathered * page_bytes,
     }
 
 
 def measure_case(inputs: Inputs, effort: Effort) -> list[Row]:
-    """Rows of all peers, then of the parts."""
-    device = inputs.q.device
+    """Rows of all peers, of the parts, of what the bank costs when it lies elsewhere, and of a whole layer."""
+    rows = measure_peers(inputs, effort)
+    window = next(row.milliseconds for row in rows if row.implementation == WINDOW)
+    parts = [against_window(row, window) for row in measure_parts(make_parts(inputs), inputs, effort)]
+    offload = measure_parts(make_offload_parts(inputs), inputs, effort) if inputs.q.is_cuda else absent_offload(inputs)
+    return [*rows, *parts, sum_of_step(inputs.case, parts, window), *offload, *measure_pass(inputs, effort, parts)]
+
+
+def measure_peers(inputs: Inputs, effort: Effort) -> list[Row]:
+    """Rows of all peers."""
     rows: dict[str, Row] = {}
     runs: dict[str, Run] = {}
     exact = {reads: sample_exactly(inputs, reads) for reads in ("history", "window", "lists")}
@@ -127,27 +87,25 @@ def measure_case(inputs: Inputs, effort: Effort) -> list[Row]:
         rows[peer.name], run = check(peer, inputs, *exact[peer.reads])
         if run is not None:
             runs[peer.name] = run
-    times = measure(runs, effort, device)
+    times = measure(runs, effort, inputs.q.device)
     for peer in PEERS:
         if peer.name in times:
             flops = 4 * inputs.read_tokens(peer.reads) * inputs.case.tokens * inputs.case.heads * inputs.case.head_dim
-            rows[peer.name] = timed(rows[peer.name], times, flops)
-    runs.clear()
-    parts = measure(make_parts(inputs), effort, device)
-    pieces = [with_times(Row(inputs.case.name, name), found) for name, found in parts.items()]
-    return [*rows.values(), *pieces]
+            rivals = [other.name for other in PEERS if other.reads == peer.reads and not other.ours]
+            rows[peer.name] = timed(rows[peer.name], times, flops, rivals if peer.ours else [])
+    if DENSE in times:
+        rows[DENSE] = replace(rows[DENSE], note=backend(inputs))
+    return list(rows.values())
 
 
 def check(peer: Peer, inputs: Inputs, exact: Tensor, torch_error: float) -> tuple[Row, Run | None]:
     """The row of a peer with its error, and what to time, if there is anything to time."""
-    row = Row(inputs.case.name, peer.name)
-    on_gpu = inputs.q.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    row, case, device = Row(inputs.case.name, peer.name), inputs.case, inputs.q.device
+    before = start_counting(device)
+    out: list[Tensor] = []
     try:
         run = peer.ready(inputs)
-        sampled = torch.cat([run()[part] for part in sampled_parts(inputs.case)])
+        first = milliseconds(lambda: out.append(sampled(run(), case)), device)
     except AbsentError as absence:
         return replace(row, note=f"absent: {absence}"), None
     except torch.OutOfMemoryError:
@@ -156,47 +114,64 @@ def check(peer: Peer, inputs: Inputs, exact: Tensor, torch_error: float) -> tupl
         if not peer.foreign:
             raise
         return replace(row, note=f"refused: {str(refusal).splitlines()[0]}"), None
-    error = relative_error(sampled, exact)
-    allowed = max(ERROR_FACTOR * torch_error, torch.finfo(inputs.q.dtype).eps) + peer.known_error
-    row = replace(row, relative_error=error)
-    if on_gpu:
-        row = replace(row, peak_bytes=torch.cuda.max_memory_allocated() - before)
+    error = relative_error(out[0], exact)
+    allowed = allowed_error(inputs.q.dtype, torch_error) + peer.known_error
+    row = replace(row, relative_error=error, first_milliseconds=first, peak_bytes=counted(device, before))
     if not error <= allowed:
-        return replace(row, note=f"wrong: at most {allowed:.1e} is allowed"), None
+        return replace(row, first_milliseconds=None, note=f"wrong: at most {allowed:.1e} is allowed"), None
     return row, run
 
 
-def sampled_parts(case: KernelCase) -> list[tuple[slice, int]]:
-    """Queries of a group and a head, some of all."""
-    pairs = [(i * case.groups // SAMPLES, i * case.heads // SAMPLES) for i in range(SAMPLES)]
-    size = case.group_tokens
-    return [(slice(group * size, min((group + 1) * size, case.tokens)), head) for group, head in pairs]
+def start_counting(device: torch.device) -> int:
+    """Bytes of the GPU that are taken already."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
 
 
-def sample_exactly(inputs: Inputs, reads: str) -> tuple[Tensor, float]:
-    """What attention gives for the sampled queries in float64, and the error of PyTorch in the type of the case."""
-    case = inputs.case
-    exact, plain = [], []
-    for rows, head in sampled_parts(case):
-        q, k, v = inputs.q[rows, head], inputs.k[head], inputs.v[head]
-        if reads == "window":
-            k, v = k[: case.dense_tokens], v[: case.dense_tokens]
-        elif reads == "lists":
-            group = rows.start // case.group_tokens
-            k, v = (
-                read_tokens(x[head], inputs.pages, inputs.lists, case.dense_tokens, head, group)
-                for x in inputs.pages[:2]
-            )
-        scores = q.double() @ k.double().T / math.sqrt(case.head_dim)
-        exact.append(scores.softmax(dim=-1) @ v.double())
-        plain.append(scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0])
-    expected = torch.cat(exact)
-    return expected, relative_error(torch.cat(plain), expected)
+def counted(device: torch.device, before: int) -> int | None:
+    """Bytes that were taken at most since, on a GPU."""
+    return torch.cuda.max_memory_allocated() - before if device.type == "cuda" else None
 
 
-def relative_error(out: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm of what is right."""
-    return float((out.double() - exact).norm() / exact.norm())
+def measure_parts(parts: Sequence[Part], inputs: Inputs, effort: Effort) -> list[Row]:
+    """Rows of the parts; one that is wrong gets no time."""
+    case, allowed = inputs.case, max(allowed_error(inputs.q.dtype), SUM_ERROR)
+    errors = {part.name: part.error() for part in parts}
+    right = {part.name: part.run for part in parts if errors[part.name] <= allowed}
+    times = measure(right, effort, inputs.q.device)
+    rows = []
+    for part in parts:
+        row = Row(case.name, part.name, relative_error=errors[part.name], note=part.note)
+        found = times.get(part.name)
+        if found is None:
+            rows.append(replace(row, note=f"wrong: at most {allowed:.1e} is allowed"))
+        else:
+            speed = part.moved_bytes / found.milliseconds / 1e6 if part.moved_bytes else None
+            rows.append(replace(with_times(row, found), gb_per_second=speed))
+    return rows
+
+
+def absent_offload(inputs: Inputs) -> list[Row]:
+    """On a CPU a bank has nowhere else to lie."""
+    return [Row(inputs.case.name, "offload: pages from host memory", note="absent: needs CUDA")]
+
+
+def sum_of_step(case: KernelCase, parts: Sequence[Row], window: float | None) -> Row:
+    """What a step's parts take together, one after another."""
+    times = [row.milliseconds for row in parts if row.implementation.startswith("a step: ")]
+    row = Row(case.name, "a step: all of these")
+    if None in times:
+        return replace(row, note="a part is wrong")
+    return against_window(replace(row, milliseconds=sum(time for time in times if time is not None)), window)
+
+
+def against_window(row: Row, window: float | None) -> Row:
+    """A row with its time in times of the window alone."""
+    if row.milliseconds is None or window is None:
+        return row
+    return replace(row, times_window=row.milliseconds / window)
 
 
 def with_times(row: Row, found: Times) -> Row:
@@ -204,13 +179,15 @@ def with_times(row: Row, found: Times) -> Row:
     return replace(row, **asdict(found))
 
 
-def timed(row: Row, times: dict[str, Times], flops: float) -> Row:
-    """The row of a peer with its times, also against dense attention and the window."""
+def timed(row: Row, times: Mapping[str, Times], flops: float, rivals: Sequence[str]) -> Row:
+    """The row of a peer with its times, also against dense attention, the window and the fastest of its rivals."""
     found = times[row.implementation]
     dense, window = times.get(DENSE), times.get(WINDOW)
+    fastest = min((times[rival].milliseconds for rival in rivals if rival in times), default=None)
     return replace(
         with_times(row, found),
         times_dense=dense.milliseconds / found.milliseconds if dense else None,
         times_window=found.milliseconds / window.milliseconds if window else None,
+        times_peer=fastest / found.milliseconds if fastest else None,
         tflops=flops / found.milliseconds / 1e9,
     )
