@@ -37,8 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recall.set_defaults(bench=run_recall)
     kernels = benches.add_parser("kernels", help="reading pages against reading everything, correctness first")
     kernels.add_argument("--profile", choices=("smoke", "full"), default="smoke", help="full needs a GPU's patience")
-    kernels.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    kernels.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
     kernels.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    kernels.add_argument("--note", default="", metavar="TEXT", help="a remark on this run that stays with its numbers")
+    instead = kernels.add_mutually_exclusive_group()
+    instead.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, print the tables of a --json file")
+    instead.add_argument(
+        "--tune", action="store_true", help="find the fastest tiles of this GPU and use them from now on"
+    )
+    instead.add_argument(
+        "--record", type=Path, metavar="FILE", help="write what the tiny model asks and keeps, for recorded lists"
+    )
     kernels.set_defaults(bench=run_kernels)
 
 
@@ -68,11 +79,7 @@ def run_recall(args: argparse.Namespace) -> int:
 
 
 def run_kernels(args: argparse.Namespace) -> int:
-    """Measure the kernels, print a table and write the rows; no ComfyUI is needed."""
-    from ...kernels.bench import run_kernel_bench
+    """Measure the kernels, tune them, or show what was measured."""
+    from .kernels_command import run_command
 
-    result = run_kernel_bench(args.profile, args.device)
-    print(result.table())
-    if args.json is not None:
-        args.json.write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
-    return 0
+    return run_command(args)
