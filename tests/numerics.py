@@ -15,6 +15,8 @@ GUIDANCE_ERROR = 1e-3
 FP16_WEIGHT_ERROR = 1e-3
 BF16_WEIGHT_ERROR = 1e-2
 FP8_WEIGHT_ERROR = 0.1
+# Keys and values remembered in 8 bits (half a code of 127 of each token's largest number), read by a film of two layers.
+EIGHT_BIT_FILM_ERROR = 1e-2
 # Everything computed in bf16: each product is rounded to 2^-9, through every layer of the film.
 BF16_COMPUTE_ERROR = 3e-2
 # The same film at other times is equal in exact arithmetic, but queries and keys are turned by other angles before they
@@ -54,6 +56,10 @@ HALF_LSE_ERROR = 1e-4
 MERGE_ROUNDINGS = 2.0
 # Rounding to 8 bits moves a number by half a code; the last bits of scale and mean come on top.
 CODE_ERROR = 0.501
+# Half a code of 127, the largest of a token's normal numbers about 3 times a usual one: 0.7 %.
+RECORDED_IN_8_BITS = 0.01
+# The same sum in float32, in another order, or of keys that were turned first.
+SAME_SUM = 1e-5
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
