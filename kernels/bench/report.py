@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+ALL_LAYERS_FRAME = "a frame, all layers"
+CARDS = (8, 12, 16, 24, 48, 141)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -74,7 +77,7 @@ class KernelBench:
 
     def table(self) -> str:
         """The result for people, in Markdown."""
-        parts = [self._times(), self._bytes()]
+        parts = [self._times(), self._bytes(), self._frames_that_fit()]
         if self.quality:
             parts.append(self._quality())
         parts.append(table(("machine", ""), [(name, str(fact)) for name, fact in self.machine.items()]))
@@ -99,6 +102,15 @@ class KernelBench:
         names = list(dict.fromkeys(name for held in self.bytes.values() for name in held))
         lines = [(case, *(f"{held[name] / 1e6:,.1f}" for name in names)) for case, held in self.bytes.items()]
         return table(("MB of one layer", *names), lines)
+
+    def _frames_that_fit(self) -> str:
+        """Keys and values alone: a model and what it computes with come on top."""
+        lines = [
+            (case, *(str(int(card * 1e9 / held[ALL_LAYERS_FRAME])) for card in CARDS))
+            for case, held in self.bytes.items()
+            if ALL_LAYERS_FRAME in held
+        ]
+        return table(("frames of whole history in", *(f"{card} GB" for card in CARDS)), lines)
 
     def _quality(self) -> str:
         lines = [

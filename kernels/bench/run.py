@@ -15,8 +15,10 @@ from .offload import make_offload_parts
 from .parts import Part, make_parts
 from .peers import DENSE, PEERS, WINDOW, AbsentError, Peer, Run, backend
 from .quality import measure_quality, shortlist_kept
-from .report import KernelBench, Row
+from .report import ALL_LAYERS_FRAME, KernelBench, Row
 from .whole_pass import measure_pass
+
+INDEX_FRAMES = 64  # whose page means lie on the card, as the memory's index has it
 
 
 def run_kernel_bench(
@@ -43,39 +45,46 @@ def run_kernel_bench(
     held: dict[str, dict[str, int]] = {}
     for case in chosen:
         try:
-            inputs = build_inputs(case, at)
-            held[case.name] = held_bytes(inputs)
-            rows += measure_case(inputs, effort)
+            held[case.name], found = measure_case(build_inputs(case, at), effort)
+            rows += found
         except torch.OutOfMemoryError:
-            rows.append(Row(case.name, "all", note="out of memory"))
+            rows.append(Row(case.name, "everything", note="out of memory"))
     kept = f"{shortlist_kept():.0%} of the first step's pages are still wanted at the last one"
     rows.append(Row("recorded film", "offload: what a new shortlist keeps of an old one", note=kept))
     return KernelBench(profile, machine, held, rows, measure_quality())
 
 
 def held_bytes(inputs: Inputs) -> dict[str, int]:
-    """Bytes of one layer: the history as it was, in pages, their means, the lists, and what is copied of a bank."""
+    """Bytes of one layer: the history as it was, in pages, their means, the lists, and what is copied of a bank.
+
+    For all layers: a frame of history, and what has to lie on the card for the bank to lie elsewhere.
+    """
     case, pages, lists = inputs.case, inputs.pages, inputs.lists
     page_bytes = 2 * pages.k.shape[2] * pages.k.shape[3] * pages.k.itemsize
     gathered = sum(int(slots.unique().numel()) for slots in lists.slots)
+    dense, shortlist = case.heads * case.first_bank_slot * page_bytes, case.heads * case.shortlist * page_bytes
+    index = case.heads * INDEX_FRAMES * case.pages_per_frame * case.head_dim * pages.k.itemsize
     return {
         "history": inputs.k.nbytes + inputs.v.nbytes,
         "pages": pages.k.nbytes + pages.v.nbytes,
         "summaries": pages.k.nbytes // pages.k.shape[2],
         "lists": lists.slots.nbytes + lists.counts.nbytes,
-        "dense": case.heads * case.first_bank_slot * page_bytes,
-        "shortlist": case.heads * case.shortlist * page_bytes,
+        "dense": dense,
+        "shortlist": shortlist,
         "union": gathered * page_bytes,
+        ALL_LAYERS_FRAME: case.layers * (inputs.k.nbytes + inputs.v.nbytes) // case.frames,
+        "LongReel on the card, all layers": case.layers * (dense + shortlist + index),
     }
 
 
-def measure_case(inputs: Inputs, effort: Effort) -> list[Row]:
-    """Rows of all peers, of the parts, of what the bank costs when it lies elsewhere, and of a whole layer."""
+def measure_case(inputs: Inputs, effort: Effort) -> tuple[dict[str, int], list[Row]]:
+    """Bytes, and rows of all peers, of the parts, of what the bank costs when it lies elsewhere, and of a whole layer."""
     rows = measure_peers(inputs, effort)
     window = next(row.milliseconds for row in rows if row.implementation == WINDOW)
     parts = [against_window(row, window) for row in measure_parts(make_parts(inputs), inputs, effort)]
     offload = measure_parts(make_offload_parts(inputs), inputs, effort) if inputs.q.is_cuda else absent_offload(inputs)
-    return [*rows, *parts, sum_of_step(inputs.case, parts, window), *offload, *measure_pass(inputs, effort, parts)]
+    rows += [*parts, sum_of_step(inputs.case, parts, window), *offload, *measure_pass(inputs, effort, parts)]
+    return held_bytes(inputs), rows
 
 
 def measure_peers(inputs: Inputs, effort: Effort) -> list[Row]:
