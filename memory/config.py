@@ -6,17 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from .frame_pages import PageShape
 from .positions import PositionPolicy
 
-PAGE_TOKENS = 64
-SMALL_PAGE_TOKENS = 8
-MIN_PAGES_PER_FRAME = 6
 LONGEST_TRAINED_FRAMES = 21  # latent frames of the 81-frame clips that Wan 2.1 was trained on
-
-
-def page_tokens_for(frame_tokens: int) -> int:
-    """Tokens of a page: 64 where a frame still has six pages of that size, 8 in tiny frames."""
-    return PAGE_TOKENS if frame_tokens >= MIN_PAGES_PER_FRAME * PAGE_TOKENS else SMALL_PAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,35 +19,64 @@ class KVSpec:
     layers: int
     heads: int
     head_dim: int
-    frame_tokens: int
-    page_tokens: int
+    rows: int
+    columns: int
     time_channels: int
     theta: float
     dtype: torch.dtype
     device: torch.device
 
     @property
-    def pages_per_frame(self) -> int:
-        """Pages of a frame; the last one may be ragged."""
-        return -(-self.frame_tokens // self.page_tokens)
+    def frame_tokens(self) -> int:
+        """Tokens of a frame."""
+        return self.rows * self.columns
 
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of the keys and values of one stored frame over all layers, padding of its last page included."""
-        tokens = self.pages_per_frame * self.page_tokens
-        return 2 * self.layers * tokens * self.heads * self.head_dim * self.dtype.itemsize
 
-    @property
-    def read_frame_bytes(self) -> int:
-        """Bytes of the keys and values of one frame in the working set over all layers."""
-        return 2 * self.layers * self.frame_tokens * self.heads * self.head_dim * self.dtype.itemsize
+@dataclass(frozen=True, slots=True)
+class BankConfig:
+    """How what is older than the window is read: pages that each head chooses for each group of queries.
+
+    `frames_worth` is how many keys a group reads, in keys of a frame. A chunk chooses among its `shortlist` best pages (of
+    each layer and head), found in two levels: first the `index_frames` best frames, then their pages; None looks at
+    all pages at once. `look_back` bounds how far back the bank reaches, in frames. `eight_bit` keeps pages at half the
+    bytes. `groups` off gives a whole chunk one
+    list, `exclude_window` off lets the window be chosen too, `refresh` off keeps the first shortlist of a chunk: what the
+    benchmark compares with. Raises ValueError when a count makes no sense.
+    """
+
+    frames_worth: float = 2.5
+    pages: PageShape = PageShape.SQUARE
+    shortlist: int = 256
+    index_frames: int | None = 64
+    look_back: int | None = None
+    eight_bit: bool = False
+    groups: bool = True
+    exclude_window: bool = True
+    refresh: bool = True
+
+    def __post_init__(self) -> None:
+        if self.frames_worth <= 0:
+            raise ValueError(
+                f"The bank needs to read more than 0 frames' worth, got {self.frames_worth}. Turn 'read' up."
+            )
+        if self.shortlist < 1:
+            raise ValueError(f"The shortlist needs at least 1 page, got {self.shortlist}. Turn the shortlist up.")
+        if self.index_frames is not None and self.index_frames < 1:
+            raise ValueError(f"The index needs at least 1 frame, got {self.index_frames}.")
+        if self.look_back is not None and self.look_back < 1:
+            raise ValueError(f"Looking back needs at least 1 frame, got {self.look_back}.")
+
+    def pages_read(self, pages_per_frame: int) -> int:
+        """Pages that a group reads."""
+        return max(1, round(self.frames_worth * pages_per_frame))
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryConfig:
     """How much of the film is remembered; every count is latent frames.
 
-    `window_frames` counts the chunk being made, as LongLive and MemFlow do; None reads everything.
+    `window_frames` counts the chunk being made, as LongLive and MemFlow do; None reads everything. Without a `bank`, what
+    is neither sink nor window is forgotten.
     Raises ValueError when a count makes no sense.
     """
 
@@ -62,10 +84,13 @@ class MemoryConfig:
     sink_frames: int = 3
     positions: PositionPolicy = PositionPolicy.ABSOLUTE
     trained_frames: int = LONGEST_TRAINED_FRAMES
+    bank: BankConfig | None = None
 
     def __post_init__(self) -> None:
         if self.window_frames is not None and self.window_frames < 1:
             raise ValueError(f"The window needs at least 1 frame, got {self.window_frames}. Turn the window up.")
+        if self.window_frames is None and self.bank is not None:
+            raise ValueError("A memory that reads everything needs no bank. Give it a window, or leave the bank out.")
         if self.sink_frames < 0:
             raise ValueError(f"The sink needs 0 or more frames, got {self.sink_frames}.")
         if self.trained_frames < 1:
@@ -85,8 +110,20 @@ class MemoryConfig:
                 f"{self.trained_frames}. Turn 'trained_frames' of Sparse KV Memory up, or choose other positions."
             )
 
+    @property
+    def page_shape(self) -> PageShape:
+        """How frames are cut into pages."""
+        return PageShape.SQUARE if self.bank is None else self.bank.pages
+
+    def kept_frames(self, chunk_frames: int, film_frames: int) -> int:
+        """Frames that are remembered at most in a film of this length, the chunk being written included."""
+        read = self.history_frames(chunk_frames, film_frames)
+        if self.bank is not None:
+            read = film_frames if self.bank.look_back is None else max(read, self.sink_frames + self.bank.look_back)
+        return min(read + chunk_frames, film_frames)
+
     def history_frames(self, chunk_frames: int, film_frames: int) -> int:
-        """Older frames that a chunk may read at most, sink and window together, in a film of this length."""
+        """Older frames that all read, sink and window together, at most, in a film of this length."""
         older = max(film_frames - chunk_frames, 0)
         if self.window_frames is None:
             return older

@@ -1,7 +1,8 @@
-"""The remembered keys and values of a film: a page table, the pool it manages, and the working set of the chunk.
+"""The remembered keys and values of a film: page table, store of pages, and the working set of the chunk.
 
-    pool         [streams, layers, slots x P, H, D]   keys free of time, one run of slots a frame
-    working set  [streams, layers, tokens,    H, D]   | frames read, keys turned in time | the chunk being made |
+    store        [streams, layers, H, slots, P, D]   keys free of time, in pages; a frame is a run of slots
+    working set  [streams, layers, H, rows, D]       | frames that all read, keys turned in time | the chunk being made
+                                                     | pages of the bank, from the next whole page on |
 
 A stream is one role of the model's batch (cond, uncond); each has its own history.
 """
@@ -9,15 +10,21 @@ A stream is one role of the model's batch (cond, uncond); each has its own histo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..kernels.page_copy import gather_frame, time_rotation
+from ..kernels.page_attention import page_attention
+from ..kernels.page_copy import copy_pages, time_rotation
+from ..kernels.pages import Pages
+from .bank import Bank
 from .config import KVSpec, MemoryConfig
+from .frame_pages import cut_frame
+from .page_store import PageStore
 from .page_table import PageTable
 from .positions import assign_times
-from .select import select_sink_and_window
+from .select import Choice, select_frames
 from .working_set import Copy, Placement, assign_places
 
 
@@ -32,84 +39,142 @@ class KVMemory:
         config.check_chunk(chunk_frames)
         self.spec, self.config, self.streams, self.chunk_frames = spec, config, streams, chunk_frames
         self.read_capacity = config.history_frames(chunk_frames, film_frames)
-        self.table = PageTable(min(self.read_capacity + chunk_frames, film_frames), spec.pages_per_frame)
+        self.frame = cut_frame(spec.rows, spec.columns, config.page_shape)
+        kept = config.kept_frames(chunk_frames, film_frames)
+        self.store = PageStore(spec, self.frame, streams, kept, config.bank)
+        self.bank = None if config.bank is None else Bank(config.bank, self.store)
+        self.table = PageTable(kept, self.frame.count)
         self.time_scale = 1.0
         self.read_frames: tuple[int, ...] = ()
         self.current_rotation: Tensor | None = None
         self._places: list[Placement | None] = []
         self._versions: dict[int, int] = {}
-        self._commits = 0
+        self._commits = self._next_frame = 0
         self._written: set[tuple[int, int]] = set()
-        self._pool: tuple[Tensor, Tensor] | None = None
         self._working: tuple[Tensor, Tensor] | None = None
+        self._lengths = self._order = torch.empty(0)
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that `allocate` takes, fixed before the run."""
-        pool = self.table.capacity_frames * self.spec.frame_bytes
-        working = (self.read_capacity + self.chunk_frames) * self.spec.read_frame_bytes
-        return self.streams * (pool + working)
+        """Bytes that `allocate` takes on the card, fixed before the run."""
+        spec = self.spec
+        numbers = 2 * self.streams * spec.layers * spec.heads * self._rows * spec.head_dim
+        working = numbers * spec.dtype.itemsize
+        if self.bank is None:
+            return self.store.bytes + working
+        lengths = self.streams * spec.layers * spec.heads * self._pages * torch.int32.itemsize
+        return working + lengths + self.bank.bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes that `allocate` takes in RAM or in files, for the pages of a memory with a bank."""
+        return 0 if self.bank is None else self.store.bytes
 
     @property
     def allocated(self) -> bool:
         """Whether the memory of the run is taken."""
-        return self._pool is not None
+        return self._working is not None
 
-    def allocate(self) -> None:
-        """Take all memory of the run at once."""
+    @property
+    def selects(self) -> bool:
+        """Whether the present chunk chooses what it reads; `read_selected` then takes the place of the host's attention."""
+        return self.bank is not None and bool(self.bank.frames)
+
+    @property
+    def frames_worth(self) -> float:
+        """How many keys of older frames a query of the present chunk reads, in keys of a frame."""
+        pages = self.bank.pages_read if self.bank is not None else 0
+        return len(self.read_frames) + pages * self.frame.page_tokens / self.spec.frame_tokens
+
+    def allocate(self, folder: Path | None = None) -> None:
+        """Take all memory of the run at once; what lies beside the card is kept in `folder` where one is given."""
         spec = self.spec
-        slots = self.table.capacity_frames * spec.pages_per_frame
-        tokens = (self.read_capacity + self.chunk_frames) * spec.frame_tokens
-        self._pool = (self._empty(slots * spec.page_tokens), self._empty(slots * spec.page_tokens))
-        self._working = (self._empty(tokens), self._empty(tokens))
+        self.store.allocate(folder)
+        if self.bank is None:  # tokens of all heads side by side, as the host's attention takes them
+            shape = (self.streams, spec.layers, self._rows, spec.heads, spec.head_dim)
+            k, v = (torch.empty(shape, dtype=spec.dtype, device=spec.device).transpose(2, 3) for _ in range(2))
+        else:
+            shape = (self.streams, spec.layers, spec.heads, self._rows, spec.head_dim)
+            k, v = (torch.empty(shape, dtype=spec.dtype, device=spec.device) for _ in range(2))
+            lengths = (self.streams, spec.layers, spec.heads, self._pages)
+            self._lengths = torch.full(lengths, self.frame.page_tokens, dtype=torch.int32, device=spec.device)
+            self.bank.allocate()
+        self._working = (k, v)
 
     def release(self) -> None:
         """Drop every tensor and everything remembered."""
-        self._pool = self._working = self.current_rotation = None
+        self.store.release()
+        if self.bank is not None:
+            self.bank.release()
+        self._working = self.current_rotation = None
+        self._lengths = self._order = torch.empty(0)
         self._places = []
 
     def begin(self, frames: range) -> None:
         """Choose what the chunk of these frames reads and bring it into the working set, turned to its time."""
-        self.read_frames = select_sink_and_window(self.table.frames, frames.start, self.chunk_frames, self.config)
-        times = assign_times(self.config.positions, self.read_frames, frames, self.config.trained_frames)
+        choice = select_frames(self.table.frames, frames.start, self.chunk_frames, self.config)
+        self.read_frames = choice.read
+        seen = sorted({*choice.read, *choice.bank})
+        times = assign_times(self.config.positions, seen, frames, self.config.trained_frames)
+        time_of = {frame: time * self.time_scale for frame, time in zip(seen, times.read, strict=True)}
         wanted = [
-            Placement(frame, self.table.first_slot(frame), time * self.time_scale, self._versions[frame])
-            for frame, time in zip(self.read_frames, times.read, strict=True)
+            Placement(frame, self.table.first_slot(frame), time_of[frame], self._versions[frame])
+            for frame in choice.read
         ]
         self._places, copies = assign_places(self._places, wanted)
         turns = [copy.placement.time for copy in copies] + [time * self.time_scale for time in times.current]
         rotations = time_rotation(turns, self.spec.time_channels, self.spec.theta, self.spec.device)
         self.current_rotation = rotations[len(copies) :]  # [T, pairs, 2, 2], one for each frame being made
         self._gather(copies, rotations)
+        if self.bank is not None:
+            slots = [self.table.first_slot(frame) for frame in choice.bank]
+            self.bank.begin(choice.bank, slots, [time_of[frame] for frame in choice.bank])
+            order = torch.tensor(self.frame.order, device=self.spec.device)
+            starts = torch.arange(len(frames), device=self.spec.device) * self.spec.frame_tokens
+            self._order = (starts[:, None] + order).flatten()  # tokens of the chunk in the order of pages
 
     def read(self, layer: int, stream: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[1, read + L, H, D]` that the chunk attends to, its own `[L, H, D]` ones last.
+        """Keys and values `[1, read + L, H, D]` that every query of the chunk attends to, its own `[L, H, D]` ones last.
 
         The result is a view that is valid until the next `read` of the same layer and stream.
         """
         assert self._working is not None
         start = len(self.read_frames) * self.spec.frame_tokens
         end = start + k.shape[0]
-        k_work, v_work = self._working[0][stream, layer], self._working[1][stream, layer]
+        k_work, v_work = (x[stream, layer].transpose(0, 1) for x in self._working)  # [rows, H, D]
         k_work[start:end] = k
         v_work[start:end] = v
         return k_work[None, :end], v_work[None, :end]
 
+    def read_selected(self, layer: int, stream: int, q: Tensor, q_timeless: Tensor) -> Tensor:
+        """Attention `[1, L, H x D]` of queries `[L, H, D]` over what `read` placed and the pages that their groups choose.
+
+        `q` is turned in space and time, `q_timeless` in space alone.
+        """
+        assert self._working is not None
+        assert self.bank is not None
+        k, v = (x[stream, layer].unflatten(1, (self._pages, -1)) for x in self._working)  # [H, pages, P, D]
+        working = Pages(k, v, self._lengths[stream, layer])
+        lists = self.bank.choose(layer, stream, q_timeless[self._order], working, self._bank_slot)
+        dense_tokens = len(self.read_frames) * self.spec.frame_tokens + len(q)
+        group_tokens = self.bank.group_tokens(len(q))
+        state = page_attention(q[self._order], working, lists, dense_tokens=dense_tokens, group_tokens=group_tokens)
+        out = torch.empty_like(state.out)
+        out[self._order] = state.out
+        return out.flatten(1)[None]
+
     def reserve(self, frames: range) -> None:
         """Set slots aside for frames that are about to be committed."""
         self.table.reserve(frames)
+        self.store.begin_write([self.table.reserved_slot(frame) for frame in self.table.reserved])
+        if self.bank is not None:
+            self.bank.begin_pass()
         self._written.clear()
 
     def write(self, layer: int, stream: int, k_timeless: Tensor, v: Tensor) -> None:
         """Store one layer's keys, free of time, and values `[L, H, D]` in the reserved slots."""
-        assert self._pool is not None
         self._written.add((layer, stream))
-        tokens = self.spec.frame_tokens
-        for index, frame in enumerate(self.table.reserved):
-            rows = self._rows(self.table.reserved_slot(frame))
-            source = slice(index * tokens, (index + 1) * tokens)
-            self._pool[0][stream, layer, rows] = k_timeless[source]
-            self._pool[1][stream, layer, rows] = v[source]
+        self.store.write(layer, stream, k_timeless, v)
 
     def publish(self) -> None:
         """Make the written frames readable from the next chunk on, and forget what no later chunk will read.
@@ -124,9 +189,14 @@ class KVMemory:
             )
         self._commits += 1
         self._versions.update(dict.fromkeys(self.table.reserved, self._commits))
+        self._next_frame = self.table.reserved[-1] + 1
         self.table.publish()
-        frames = self.table.frames
-        self.forget(set(frames) - set(select_sink_and_window(frames, frames[-1] + 1, self.chunk_frames, self.config)))
+        self.forget(set(self.table.frames).difference(*self.coming))
+
+    @property
+    def coming(self) -> Choice:
+        """What the chunk behind the newest committed frame will read."""
+        return select_frames(self.table.frames, self._next_frame, self.chunk_frames, self.config)
 
     def abandon(self) -> None:
         """Undo `reserve` after a commit that failed."""
@@ -138,29 +208,34 @@ class KVMemory:
         for frame in frames:
             del self._versions[frame]
 
-    def _empty(self, tokens: int) -> Tensor:
-        spec = self.spec
-        shape = (self.streams, spec.layers, tokens, spec.heads, spec.head_dim)
-        return torch.empty(shape, dtype=spec.dtype, device=spec.device)
+    @property
+    def _dense_rows(self) -> int:
+        return (self.read_capacity + self.chunk_frames) * self.spec.frame_tokens
 
-    def _rows(self, slot: int) -> slice:
-        start = slot * self.spec.page_tokens
-        return slice(start, start + self.spec.frame_tokens)
+    @property
+    def _bank_slot(self) -> int:
+        """First page of the working set behind the tokens that all read."""
+        return -(-self._dense_rows // self.frame.page_tokens)
+
+    @property
+    def _pages(self) -> int:
+        return self._bank_slot + (0 if self.bank is None else self.bank.capacity)
+
+    @property
+    def _rows(self) -> int:
+        return self._dense_rows if self.bank is None else self._pages * self.frame.page_tokens
 
     def _gather(self, copies: Sequence[Copy], rotations: Tensor) -> None:
-        assert self._pool is not None
+        if not copies:
+            return
         assert self._working is not None
-        spec = self.spec
-        for copy, rotation in zip(copies, rotations[: len(copies)], strict=True):
-            source = self._rows(copy.placement.slot)
-            target = slice(copy.place * spec.frame_tokens, (copy.place + 1) * spec.frame_tokens)
-            for stream in range(self.streams):
-                for layer in range(spec.layers):
-                    at = (stream, layer)
-                    gather_frame(
-                        self._pool[0][(*at, source)],
-                        self._pool[1][(*at, source)],
-                        rotation,
-                        self._working[0][(*at, target)],
-                        self._working[1][(*at, target)],
-                    )
+        spec, count, page_tokens = self.spec, self.frame.count, self.frame.page_tokens
+        slots = [copy.placement.slot + page for copy in copies for page in range(count)]
+        rows = [copy.place * spec.frame_tokens + page * page_tokens for copy in copies for page in range(count)]
+        turns = [index for index in range(len(copies)) for _ in range(count)]
+        slot, first_row, turn = (torch.tensor(x, dtype=torch.int32, device=spec.device) for x in (slots, rows, turns))
+        slot, turn = slot.expand(spec.heads, -1), turn.expand(spec.heads, -1)
+        for stream in range(self.streams):
+            for layer in range(spec.layers):
+                k, v = (x[stream, layer] for x in self._working)
+                copy_pages(self.store.pages(layer, stream), slot, turn, rotations, first_row, k, v)

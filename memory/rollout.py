@@ -14,12 +14,16 @@ from .session import RunSession
 
 @dataclass(frozen=True, slots=True)
 class FinishedChunk:
-    """A chunk whose frames are clean `[B, C, T, H, W]` and remembered."""
+    """A chunk whose frames are clean `[B, C, T, H, W]` and remembered.
+
+    `read_frames` were read by every query; with what each chose from older ones, it read `frames_worth` in keys of a frame.
+    """
 
     chunk: Chunk
     latents: Tensor
     replayed: bool
     read_frames: tuple[int, ...]
+    frames_worth: float
     recached_frames: tuple[int, ...]
     denoise_seconds: float
     commit_seconds: float
@@ -57,7 +61,7 @@ class Rollout:
                 recached = self._recache(chunk.shot)
             shot = chunk.shot
             self._session.begin(chunk.frames)
-            read_frames = self._session.memory.read_frames
+            read_frames, frames_worth = self._session.memory.read_frames, self._session.memory.frames_worth
             started = time.perf_counter()
             saved = self._load(chunk.index)
             latents = self._denoise(chunk) if saved is None else saved
@@ -65,7 +69,14 @@ class Rollout:
             self._write(chunk.frames, latents, chunk.shot)
             committed = time.perf_counter()
             yield FinishedChunk(
-                chunk, latents, saved is not None, read_frames, recached, denoised - started, committed - denoised
+                chunk,
+                latents,
+                saved is not None,
+                read_frames,
+                frames_worth,
+                recached,
+                denoised - started,
+                committed - denoised,
             )
 
     def _remember(self, frames: range, latents: Tensor, shot: int) -> None:
@@ -76,8 +87,8 @@ class Rollout:
         with self._session.committing():
             self._commit(latents, shot)
         self._recent[frames] = latents
-        remembered = set(self._session.memory.table.frames)
-        self._recent = {past: kept for past, kept in self._recent.items() if remembered.intersection(past)}
+        read = set(self._session.memory.coming.read)
+        self._recent = {past: kept for past, kept in self._recent.items() if read.intersection(past)}
 
     def _recache(self, shot: int) -> tuple[int, ...]:
         """Frames of the window, encoded anew, oldest first; chunks that hold sink frames stay as they are.

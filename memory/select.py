@@ -1,22 +1,35 @@
-"""Which remembered frames a chunk reads."""
+"""Which remembered frames a chunk reads, and among which it chooses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .config import MemoryConfig
 
 
-def select_sink_and_window(
-    remembered: Sequence[int], start_frame: int, chunk_frames: int, config: MemoryConfig
-) -> tuple[int, ...]:
-    """Oldest `sink_frames` of the film and the newest frames that the window leaves beside the chunk, oldest first.
+class Choice(NamedTuple):
+    """Frames, oldest first: `read` are read by everybody, pages of `bank` frames by whom they concern."""
 
-    `remembered` are readable frames in any order, `start_frame` is the first frame of the chunk and `chunk_frames`
-    the planned length of a chunk. A window of None reads everything before the chunk.
+    read: tuple[int, ...]
+    bank: tuple[int, ...]
+
+
+def select_frames(remembered: Sequence[int], start_frame: int, chunk_frames: int, config: MemoryConfig) -> Choice:
+    """Sink and window for everybody; what lies between them is the bank, if the memory has one.
+
+    The sink is the oldest `sink_frames` of the film, the window the newest frames that it leaves beside the chunk.
+    `remembered` are readable frames in any order, `start_frame` is the chunk's first frame in the film (an index in the
+    chunk would never let anything out of the window, as in OmniMem's released cache) and `chunk_frames` the planned length
+    of a chunk. A window of None reads everything before the chunk.
     """
     older = [frame for frame in sorted(remembered) if frame < start_frame]
     if config.window_frames is None:
-        return tuple(older)
+        return Choice(tuple(older), ())
     window_start = start_frame - (config.window_frames - chunk_frames)
-    return tuple(frame for frame in older if frame < config.sink_frames or frame >= window_start)
+    read = tuple(frame for frame in older if frame < config.sink_frames or frame >= window_start)
+    if config.bank is None:
+        return Choice(read, ())
+    oldest = 0 if config.bank.look_back is None else start_frame - config.bank.look_back
+    taken = set(read) if config.bank.exclude_window else set()
+    return Choice(read, tuple(frame for frame in older if frame >= oldest and frame not in taken))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ class Phase(Enum):
 class LayerCall:
     """All that one attention call of a host is to memory.
 
-    `q`, `k`, `v` are `[B, L, H, D]` with rotary embedding applied at the chunk's times; `k_timeless` carries the spatial
-    turn alone and is needed in the commit phase. Row r of the batch belongs to stream `streams[r]`. `host_attention` maps
+    `q`, `k`, `v` are `[B, L, H, D]` with rotary embedding applied at the chunk's times. `q_timeless` and `k_timeless` carry
+    the spatial turn alone, one where the session `selects`, the other where it commits. Row r of the batch belongs to stream `streams[r]`. `host_attention` maps
     `[1, L, H, D]`, `[1, L + read, H, D]` twice to `[1, L, H x D]` and is the host's own choice.
     """
 
@@ -34,6 +35,7 @@ class LayerCall:
     q: Tensor
     k: Tensor
     v: Tensor
+    q_timeless: Tensor | None
     k_timeless: Tensor | None
     host_attention: Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -42,7 +44,7 @@ class LayerCall:
 class Rope:
     """Rotary tables of the chunk, made once from the table `source` that the host hands to every layer.
 
-    `timeless` leaves out the turn of time; only a commit needs it.
+    `timeless` leaves out the turn of time; it is there for a commit and where pages are selected.
     """
 
     source: Tensor
@@ -53,9 +55,12 @@ class Rope:
 class RunSession:
     """State of one run: memory, phase and the frames being made. Made before sampling, dropped in `finally`."""
 
-    def __init__(self, memory: KVMemory, text_tokens: int = 0) -> None:
-        """`text_tokens` is the length of the longest prompt whose keys and values are kept for a shot; 0 keeps none."""
-        self.memory = memory
+    def __init__(self, memory: KVMemory, text_tokens: int = 0, folder: Path | None = None) -> None:
+        """`text_tokens` is the length of the longest prompt whose keys and values are kept for a shot; 0 keeps none.
+
+        `folder` takes the pages that lie beside the card; without one they are in RAM.
+        """
+        self.memory, self.folder = memory, folder
         self.text_tokens = text_tokens
         self._text: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self.phase = Phase.DENOISE
@@ -65,7 +70,12 @@ class RunSession:
     @property
     def idle(self) -> bool:
         """Whether attention has nothing to add: nothing to read and nothing to write."""
-        return self.phase is Phase.DENOISE and not self.memory.read_frames
+        return self.phase is Phase.DENOISE and not self.memory.read_frames and not self.selects
+
+    @property
+    def selects(self) -> bool:
+        """Whether queries choose what they read."""
+        return self.memory.selects
 
     @property
     def peak_bytes(self) -> int:
@@ -110,7 +120,11 @@ class RunSession:
         outputs = []
         for row, stream in enumerate(call.streams):
             k, v = self.memory.read(call.layer, stream, call.k[row], call.v[row])
-            outputs.append(call.host_attention(call.q[row : row + 1], k, v))
+            if self.selects:
+                assert call.q_timeless is not None
+                outputs.append(self.memory.read_selected(call.layer, stream, call.q[row], call.q_timeless[row]))
+            else:
+                outputs.append(call.host_attention(call.q[row : row + 1], k, v))
             if self.phase is Phase.COMMIT:
                 assert call.k_timeless is not None
                 self.memory.write(call.layer, stream, call.k_timeless[row], call.v[row])

@@ -12,6 +12,7 @@ from ..memory.project import check_project_name
 from .host.attach import adapter_for, plan_memory
 from .host.conditioning import check_conditioning
 from .host.guider import FilmGuider
+from .host.page_tier import check_page_room
 from .host.streaming_decode import StreamingDecoder
 
 if TYPE_CHECKING:
@@ -95,3 +96,4 @@ def _check_memory(film: Film) -> None:
             f"{total / 2**30:.1f} GiB. Take the preset 'window + sink' of Sparse KV Memory, turn window or sink down, "
             "or make the picture smaller."
         )
+    check_page_room(memory.host_bytes)

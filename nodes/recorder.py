@@ -83,7 +83,7 @@ class Recorder:
         lines = [
             self._project.report,
             f"shot {done.chunk.shot + 1} of {len(plan.shots())}, chunk {done.chunk.index + 1} of {len(plan.chunks)}",
-            f"{len(done.read_frames)} older frames read, {guider.peak_bytes / 2**20:.0f} MiB of memory",
+            f"{_read(done)}, {guider.peak_bytes / 2**20:.0f} MiB of memory",
         ]
         return "\n".join(line for line in lines if line)
 
@@ -98,9 +98,21 @@ class Recorder:
                 "shot": done.chunk.shot,
                 "frames": [done.chunk.frames.start, done.chunk.frames.stop],
                 "read_frames": list(done.read_frames),
+                "frames_worth": round(done.frames_worth, 3),
                 "recached_frames": list(done.recached_frames),
                 "denoise_ms": round(done.denoise_seconds * 1000, 3),
                 "commit_ms": round(done.commit_seconds * 1000, 3),
                 "finished": time.time(),
             }
         )
+
+
+def _read(done: FinishedChunk) -> str:
+    """How much of the film a chunk looked back at, in an artist's words."""
+    older, read = done.chunk.frames.start, len(done.read_frames)
+    if done.frames_worth <= read:
+        return f"{read} older frames read"
+    share = done.frames_worth / older
+    return (
+        f"{read} older frames read, and {done.frames_worth - read:.1f} frames' worth of the others ({share:.0%} of all)"
+    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
 
 import torch
 from film import LATENT_CHANNELS, prompt
+from tensors_held import bytes_of, tensors_of
 from torch import Tensor
 
 from longreel.memory.chunks import plan_frames
@@ -32,27 +31,6 @@ class Held:
     memory: int
     process: int
     announced: int
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes that tensors take, memory that they share counted once."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def tensors_of(thing: object) -> list[Tensor]:
-    """Every tensor that an object holds, however deep."""
-    found, waiting, seen = [], [thing], set()
-    while waiting:
-        held = waiting.pop()
-        if id(held) in seen or isinstance(held, (type, ModuleType, FunctionType)):
-            continue
-        seen.add(id(held))
-        if isinstance(held, Tensor):
-            found.append(held)
-        else:
-            waiting.extend(gc.get_referents(held))
-    return found
 
 
 def living_tensors() -> list[Tensor]:

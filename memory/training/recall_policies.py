@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..config import MIN_PAGES_PER_FRAME, MemoryConfig, page_tokens_for
+from ..config import MemoryConfig
+from ..frame_pages import MIN_PAGES_PER_FRAME, FramePages, PageShape, cut_frame
 from ..positions import PositionPolicy
 from .storyworld import HEIGHT, NAMES, WIDTH
 
@@ -17,8 +18,7 @@ REFERENCE = "full, absolute"
 """The policy that all others are compared with, film by film."""
 FEWEST_CHARACTERS = 4
 FEWEST_FILMS = 2
-FRAME_TOKENS = (HEIGHT // 16) * (WIDTH // 16)
-GROUP_TOKENS = 16
+FRAME = cut_frame(HEIGHT // 16, WIDTH // 16, PageShape.SQUARE)
 MIN_GROUPS_PER_CHUNK = 8
 
 
@@ -100,18 +100,17 @@ class Geometry:
     """How finely the tiny frame can be selected from: pages that are read, groups of queries that read alike."""
 
     chunk_frames: int
-    frame_tokens: int = FRAME_TOKENS
-    group_tokens: int = GROUP_TOKENS
+    frame: FramePages = FRAME
 
     @property
     def pages_per_frame(self) -> int:
         """Pages of a frame."""
-        return -(-self.frame_tokens // page_tokens_for(self.frame_tokens))
+        return self.frame.count
 
     @property
     def groups_per_chunk(self) -> int:
         """Groups of a chunk."""
-        return -(-self.chunk_frames * self.frame_tokens // self.group_tokens)
+        return -(-self.chunk_frames * len(self.frame.order) // self.frame.group_tokens)
 
     @property
     def refusal(self) -> str | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...memory.chunks import Plan, plan_chunks
 from ...memory.config import MemoryConfig
 from ...memory.rollout import FinishedChunk
+from ...memory.session import RunSession
 from ...memory.training.recall import recall_film, sampling_levels, swapped_name
 from ...memory.training.recall_policies import Cell, RecallBench, recall_policies
 from ...memory.training.recall_samples import Drift, Sample, Samples
@@ -31,6 +32,7 @@ from ..host.build import build_tiny_vae, build_tiny_wan, read_shards, shipped_we
 from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.guider import FilmGuider
+from ..host.keys import SESSION
 
 LATENT_CHANNELS, LATENT_SIZE = 16, (12, 16)
 DRIFT_POINTS = 12
@@ -66,8 +68,10 @@ class ProbeSampler(comfy.samplers.Sampler):
     ) -> Tensor:
         """Clean latents `[1, C, T, H, W]` under the prompt of the chunk's own shot."""
         own, self.drawn = guider.shot, []
+        session: RunSession = extra_args["model_options"]["transformer_options"][SESSION]
         for shot in (own, *self.other_shots):
             guider.shot = shot
+            session.begin(session.frames)  # what one prompt made the chunk choose is nothing to the next
             started = _now()
             self.drawn.append(
                 self.inner.sample(
@@ -260,7 +264,7 @@ class RecallRun:
                     **truth.score(own)._asdict(),
                     control_cosine=foreign_truth.looks.cosines(other_film[JUDGED])[foreign_truth.name],
                     name_swap=float(nearest(truth.looks.cosines(other_name[JUDGED])) == swapped.shots[-1].name),
-                    keys_read_fraction=len(drawn.chunks[-1].read_frames) / history.shape[2],
+                    keys_read_fraction=drawn.chunks[-1].frames_worth / history.shape[2],
                     seconds_per_chunk=drawn.seconds,
                     peak_bytes=drawn.peak_bytes,
                     averaging_cosine=truth.looks.averaging(film),

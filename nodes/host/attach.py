@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -15,6 +17,7 @@ from ...memory.session import RunSession
 from .adapter import HostAdapter, choose_adapter
 from .film_sampler import FilmSampler
 from .keys import PACK, SESSION, SETTINGS
+from .page_tier import fits_in_ram, page_folder
 from .wan import WanAdapter
 
 ADAPTERS: tuple[HostAdapter, ...] = (WanAdapter(),)
@@ -55,16 +58,18 @@ def _with_session(
     # For prompts with hooks the host takes a copy of a model with dynamic VRAM: its layers are others.
     adapter_for(guider.model_patcher).attach(guider.model_patcher)
     memory = plan_memory(guider.model_patcher, sampler, streams=guider.streams)
-    session = RunSession(memory, guider.text_tokens)
     before = guider.model_options
     guider.model_options = create_model_options_clone(before)
-    guider.model_options["transformer_options"][SESSION] = session
-    try:
-        return executor(noise, latent, sampler, *args, **kwargs)
-    finally:
-        guider.model_options = before
-        memory.release()
-        session.forget_text()
+    with ExitStack() as closing:
+        folder = None if fits_in_ram(memory.host_bytes) else Path(closing.enter_context(page_folder()))
+        session = RunSession(memory, guider.text_tokens, folder)
+        guider.model_options["transformer_options"][SESSION] = session
+        try:
+            return executor(noise, latent, sampler, *args, **kwargs)
+        finally:
+            guider.model_options = before
+            memory.release()
+            session.forget_text()
 
 
 def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +79,7 @@ def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, 
         device = model.load_device
         needed = session.peak_bytes + comfy.model_management.minimum_inference_memory()
         comfy.model_management.free_memory(needed, device)
-        session.memory.allocate()
+        session.memory.allocate(session.folder)
     return executor(model, *args, **kwargs)
 
 

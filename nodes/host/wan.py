@@ -19,7 +19,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...memory.config import KVSpec, page_tokens_for
+from ...memory.config import KVSpec
 from ...memory.session import LayerCall, Phase, Rope, RunSession
 from .keys import SESSION
 
@@ -56,17 +56,19 @@ class WanAttention:
         heads, head_dim = module.num_heads, module.head_dim
         shape = (*x.shape[:2], heads, head_dim)
         rope = chunk_rope(session, freqs)
-        q = apply_rope1(module.norm_q(module.q(x)).view(shape), rope.absolute)  # [B, L, H, D]
+        q_plain = module.norm_q(module.q(x)).view(shape)  # [B, L, H, D]
         k_plain = module.norm_k(module.k(x)).view(shape)  # [B, L, H, D]
-        k = apply_rope1(k_plain, rope.absolute)
-        k_timeless = None if rope.timeless is None else apply_rope1(k_plain, rope.timeless)
+        q, k = apply_rope1(q_plain, rope.absolute), apply_rope1(k_plain, rope.absolute)
+        q_timeless = apply_rope1(q_plain, rope.timeless) if session.selects else None
+        k_timeless = apply_rope1(k_plain, rope.timeless) if session.phase is Phase.COMMIT else None
 
         def host_attention(q_row: Tensor, k_row: Tensor, v_row: Tensor) -> Tensor:
             flat = [t.flatten(2) for t in (q_row, k_row, v_row)]
             out: Tensor = optimized_attention(*flat, heads=heads, transformer_options=options)
             return out
 
-        call = LayerCall(self.layer, streams, q, k, module.v(x).view(shape), k_timeless, host_attention)
+        v = module.v(x).view(shape)
+        call = LayerCall(self.layer, streams, q, k, v, q_timeless, k_timeless, host_attention)
         out = session.attend(call)
         if isinstance(module, comfy.ldm.wan.model.WanSelfAttention):
             for patch in options.get("patches", {}).get("attn1_patch", ()):
@@ -119,7 +121,7 @@ def chunk_rope(session: RunSession, freqs: Tensor) -> Rope:
     absolute = freqs.clone().unflatten(1, (len(rotation), -1))  # [1, T, L / T, 1, D / 2, 2, 2]
     absolute[..., :pairs, :, :] = rotation[None, :, None, None].to(freqs.dtype)
     timeless = None
-    if session.phase is Phase.COMMIT:
+    if session.phase is Phase.COMMIT or session.selects:
         timeless = freqs.clone()
         timeless[..., :pairs, :, :] = torch.eye(2, dtype=freqs.dtype, device=freqs.device)
     session.rope = Rope(freqs, absolute.flatten(1, 2), timeless)
@@ -166,13 +168,12 @@ class WanAdapter:
         """Keys and values for latents of this height and width."""
         network = model.get_model_object("diffusion_model")
         head_dim = network.dim // network.num_heads
-        tokens = -(-height // SPATIAL_PATCH) * -(-width // SPATIAL_PATCH)
         return KVSpec(
             layers=len(network.blocks),
             heads=network.num_heads,
             head_dim=head_dim,
-            frame_tokens=tokens,
-            page_tokens=page_tokens_for(tokens),
+            rows=-(-height // SPATIAL_PATCH),
+            columns=-(-width // SPATIAL_PATCH),
             time_channels=time_channels(head_dim),
             theta=float(network.rope_embedder.theta),
             # Not get_dtype_inference(): the clone's own compute dtype is on the model only once it is loaded.

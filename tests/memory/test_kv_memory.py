@@ -10,19 +10,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import FORWARD_ERROR, relative_error
+from tensors_held import bytes_of, tensors_of
 from torch import Tensor
 
 from longreel.kernels.page_copy import time_rotation
 from longreel.memory.config import KVSpec, MemoryConfig
+from longreel.memory.frame_pages import PageShape, cut_frame
 from longreel.memory.kv_memory import KVMemory
 from longreel.memory.positions import PositionPolicy
 
-TOKENS, HEADS, HEAD_DIM, TIME_CHANNELS, THETA = 10, 2, 12, 4, 10_000.0
+ROWS, COLUMNS, HEADS, HEAD_DIM, TIME_CHANNELS, THETA = 3, 7, 2, 12, 4, 10_000.0
+TOKENS = ROWS * COLUMNS
 FULL = MemoryConfig(window_frames=None, sink_frames=0)
 
 
 def spec(layers: int = 2) -> KVSpec:
-    return KVSpec(layers, HEADS, HEAD_DIM, TOKENS, 4, TIME_CHANNELS, THETA, torch.float32, torch.device("cpu"))
+    return KVSpec(layers, HEADS, HEAD_DIM, ROWS, COLUMNS, TIME_CHANNELS, THETA, torch.float32, torch.device("cpu"))
 
 
 @contextmanager
@@ -50,7 +53,8 @@ def keys(frame: int, stream: int = 0, layer: int = 0) -> Tensor:
 
 
 def turned(k: Tensor, time: float) -> Tensor:
-    """Keys at a time, by complex multiplication: the definition, written another way than the code."""
+    """Keys of a frame in the order of pages, at a time, by complex multiplication: the definition, written another way."""
+    k = k[list(cut_frame(ROWS, COLUMNS, PageShape.SQUARE).order)]
     pairs = torch.view_as_complex(k[..., :TIME_CHANNELS].double().unflatten(-1, (-1, 2)).contiguous())
     frequency = THETA ** (-torch.arange(TIME_CHANNELS // 2, dtype=torch.float64) * 2 / TIME_CHANNELS)
     spun = torch.view_as_real(pairs * torch.exp(1j * time * frequency)).flatten(-2)
@@ -112,10 +116,7 @@ def test_the_bytes_of_sink_and_window_do_not_grow_with_the_film() -> None:
 
 def test_the_announced_bytes_are_the_bytes_that_are_taken() -> None:
     memory = make_memory(MemoryConfig(window_frames=6, sink_frames=2), 3, 40, streams=2)
-    assert memory._pool is not None
-    assert memory._working is not None
-    tensors = (*memory._pool, *memory._working)
-    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == memory.peak_bytes
+    assert bytes_of(tensors_of(memory)) == memory.peak_bytes
 
 
 def test_each_stream_reads_its_own_history() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from longreel.memory.frame_pages import FramePages
 from longreel.memory.training.recall_plot import COLOURS, PAPER, draw_recall
 from longreel.memory.training.recall_policies import (
+    FRAME,
     FULL,
     FULL_CELLS,
     QUICK,
@@ -174,8 +176,8 @@ def test_an_ablation_needs_six_pages_a_frame_and_eight_groups_a_chunk() -> None:
     assert Geometry(3).refusal is None
     assert (Geometry(3).pages_per_frame, Geometry(3).groups_per_chunk) == (6, 9)
     assert "got 6 and 3" in (Geometry(1).refusal or "")
-    assert Geometry(1, group_tokens=6).refusal is None
-    assert "got 5 and 8" in (Geometry(1, frame_tokens=40, group_tokens=5).refusal or "")
+    assert Geometry(1, dataclasses.replace(FRAME, group_tokens=6)).refusal is None
+    assert "got 5 and 8" in (Geometry(1, FramePages(tuple(range(40)), 8, 5)).refusal or "")
 
 
 def test_the_plot_has_a_column_a_film_length_and_a_colour_a_policy() -> None:

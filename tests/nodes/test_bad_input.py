@@ -20,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from film import film_on_disk, planned, prompt
 from wan_variants import SPEC, VARIANTS, load_variant, load_wan, other_wan_models, patches
 
-from longreel.memory.config import MemoryConfig
+from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.positions import PositionPolicy
 from longreel.memory.project import ProjectError
 from longreel.nodes.chunk_sampler import ChunkedARSampler
@@ -203,6 +203,12 @@ BAD_FILMS: dict[str, tuple[Change, tuple[str, ...]]] = {
             remembering(window_frames=4096)(film)
         ),
         ("GiB, but the device has", "window + sink"),
+    ),
+    "a memory larger than RAM and disk": (
+        lambda film: changed(width=16_384, height=16_384, storyboard=planned("[600s] a beach"))(
+            remembering(window_frames=3, sink_frames=0, bank=BankConfig(shortlist=1))(film)
+        ),
+        ("GiB beside the card, but", "of ComfyUI's temporary folder are free", "Turn 'look_back'"),
     ),
     "a sampler of whole films": (
         lambda film: changed(sampler=comfy.samplers.ksampler("ar_video"))(film),

@@ -1,0 +1,128 @@
+"""The bank: what is older than the window, read page by page by those whom it concerns.
+
+For every layer and head a chunk has a shortlist of pages, which are brought into the working set and turned to their
+time; from it every group of queries takes the pages whose mean key, free of time, agrees most with its mean query. The
+shortlist is chosen when a layer first attends, again at its second step, when the queries know what they draw, and for the
+commit; lists are chosen at each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..kernels.page_copy import copy_pages, time_rotation
+from ..kernels.page_scores import group_means, select_pages, shortlist_pages
+from ..kernels.pages import PageLists, Pages
+from .config import BankConfig, KVSpec
+from .page_store import PageStore
+
+STEPS_WITH_A_NEW_SHORTLIST = 2
+
+
+class Bank:
+    """Chooses pages of `store` for the queries of a chunk, and brings them into pages of the working set."""
+
+    def __init__(self, config: BankConfig, store: PageStore) -> None:
+        self.config, self.store = config, store
+        self._spec: KVSpec = store.spec
+        self._steps: dict[tuple[int, int], int] = {}
+        self.release()
+
+    def release(self) -> None:
+        """Drop every tensor and offer nothing."""
+        self.frames: tuple[int, ...] = ()
+        self._first_slots = self._turns = self._rotation = self._means = torch.empty(0)
+
+    @property
+    def capacity(self) -> int:
+        """Pages of the shortlist."""
+        return min(self.config.shortlist, self.store.capacity_frames * self.store.frame.count)
+
+    @property
+    def pages_read(self) -> int:
+        """Pages that a group of the present chunk reads."""
+        available = len(self.frames) * self.store.frame.count
+        return min(self.config.pages_read(self.store.frame.count), self.capacity, available)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on the card that `allocate` takes: mean keys of the shortlist."""
+        spec = self._spec
+        return self.store.streams * spec.layers * spec.heads * self.capacity * spec.head_dim * spec.dtype.itemsize
+
+    def allocate(self) -> None:
+        """Take the memory."""
+        spec = self._spec
+        shape = (self.store.streams, spec.layers, spec.heads, self.capacity, spec.head_dim)
+        self._means = torch.empty(shape, dtype=spec.dtype, device=spec.device)
+
+    def group_tokens(self, chunk_tokens: int) -> int:
+        """Queries that share a list."""
+        return min(self.store.frame.group_tokens, chunk_tokens) if self.config.groups else chunk_tokens
+
+    def begin(self, frames: Sequence[int], first_slots: Sequence[int], times: Sequence[float]) -> None:
+        """Offer these frames, which lie in these slots, at these times."""
+        self.frames = tuple(frames)
+        self.begin_pass()
+        device = self.store.device
+        self._first_slots = torch.tensor(first_slots, dtype=torch.int32, device=device)
+        places = torch.arange(len(first_slots), dtype=torch.int32, device=device)
+        turns = torch.zeros(self.store.capacity_frames, dtype=torch.int32, device=device)
+        turns[self._first_slots.long() // self.store.frame.count] = places
+        self._turns = turns  # of each run of slots, its row of the rotations
+        spec = self._spec
+        self._rotation = time_rotation(times, spec.time_channels, spec.theta, spec.device)
+
+    def begin_pass(self) -> None:
+        """Choose new shortlists, as a chunk begins and before its commit."""
+        self._steps = {}
+
+    def choose(self, layer: int, stream: int, q_timeless: Tensor, working: Pages, first_slot: int) -> PageLists:
+        """Lists for queries `[L, H, D]`, free of time and in the order of pages.
+
+        `working` is the working set of this layer and stream; the shortlist fills its slots from `first_slot` on.
+        """
+        queries = group_means(q_timeless, self.group_tokens(len(q_timeless)))  # [H, groups, D]
+        step = self._steps[layer, stream] = self._steps.get((layer, stream), 0) + 1
+        if step <= (STEPS_WITH_A_NEW_SHORTLIST if self.config.refresh else 1):
+            self._bring(layer, stream, self._shortlist(layer, stream, queries), working, first_slot)
+        listed = min(self.capacity, len(self.frames) * self.store.frame.count)
+        means = self._means[stream, layer, :, :listed]
+        return select_pages(queries, means, self.pages_read, first_slot=first_slot)
+
+    def _shortlist(self, layer: int, stream: int, queries: Tensor) -> Tensor:
+        """Slots `[H, M]` of the store."""
+        store, heads = self.store, self._spec.heads
+        count, limit = store.frame.count, self.capacity
+        page = torch.arange(count, dtype=torch.int32, device=store.device)
+        if len(self.frames) * count <= limit:
+            return (self._first_slots[:, None] + page).flatten().expand(heads, -1)
+        runs = self._first_slots.long().expand(heads, -1) // count  # [H, F]
+        if self.config.index_frames is not None and len(self.frames) > self.config.index_frames:
+            means = _of_heads(store.frame_means(layer, stream), runs).to(queries.device)
+            best = shortlist_pages(queries, means, self.config.index_frames).long()
+            runs = runs.gather(1, best.to(runs.device))  # [H, index_frames]
+        slots = (runs[..., None] * count + page).flatten(1)  # [H, candidates]
+        means = _of_heads(store.page_means(layer, stream), slots).to(queries.device)
+        best = shortlist_pages(queries, means, limit).long()
+        return slots.gather(1, best.to(slots.device)).int()
+
+    def _bring(self, layer: int, stream: int, slots: Tensor, working: Pages, first_slot: int) -> None:
+        store, page_tokens = self.store, self.store.frame.page_tokens
+        device, length = working.k.device, slots.shape[1]
+        source = store.pages(layer, stream)
+        turns = self._turns[slots.long() // store.frame.count]
+        rows = torch.arange(first_slot, first_slot + length, dtype=torch.int32, device=device) * page_tokens
+        k_rows, v_rows = (x.flatten(1, 2) for x in (working.k, working.v))  # [H, R, D]
+        copy_pages(source, slots.to(device), turns.to(device), self._rotation, rows, k_rows, v_rows)
+        lengths = source.lengths.gather(1, slots.long())
+        working.lengths[:, first_slot : first_slot + length] = lengths.to(device)
+        self._means[stream, layer, :, :length] = _of_heads(store.page_means(layer, stream), slots.long()).to(device)
+
+
+def _of_heads(x: Tensor, chosen: Tensor) -> Tensor:
+    """Rows `[H, M, D]` of `[H, N, D]`, chosen by each head."""
+    return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,116 @@
+"""Where pages of the whole memory lie: keys free of time and values of every layer and stream, and their means."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..kernels.page_write import write_pages
+from ..kernels.pages import Pages, Rounding
+from .config import BankConfig, KVSpec
+from .frame_pages import FramePages
+
+
+class PageStore:
+    """Slots for `capacity_frames` frames; a frame is a run of neighbouring slots.
+
+    With a `bank`, the means of pages and of frames are kept for selection, and pages lie beside the card, in RAM or in a
+    file: the card holds what a chunk reads and no more. 8-bit pages are codes with a scale for each token; keys without
+    the mean key of the first chunk, which is frozen.
+    """
+
+    def __init__(
+        self, spec: KVSpec, frame: FramePages, streams: int, capacity_frames: int, bank: BankConfig | None
+    ) -> None:
+        self.spec, self.frame, self.streams = spec, frame, streams
+        self.capacity_frames, self.indexed = capacity_frames, bank is not None
+        self.eight_bit = bank is not None and bank.eight_bit
+        self.device = torch.device("cpu") if self.indexed else spec.device
+        self._rounded: set[tuple[int, int]] = set()
+        self.release()
+
+    def release(self) -> None:
+        """Drop every tensor."""
+        self._k = self._v = self._page_means = self._frame_means = self._lengths = torch.empty(0)
+        self._k_scale = self._v_scale = self._k_mean = self._source = self._slots = torch.empty(0)
+        self._rounded.clear()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors, on `device`."""
+        spec, slots = self.spec, self.capacity_frames * self.frame.count
+        keys = slots * self.frame.page_tokens
+        means = slots + (self.capacity_frames if self.indexed else 0)
+        itemsize = 1 if self.eight_bit else spec.dtype.itemsize
+        head = 2 * keys * spec.head_dim * itemsize + means * spec.head_dim * spec.dtype.itemsize
+        if self.eight_bit:
+            head += (2 * keys + spec.head_dim) * torch.float32.itemsize
+        return self.streams * spec.layers * spec.heads * head + slots * torch.int32.itemsize
+
+    def allocate(self, folder: Path | None = None) -> None:
+        """Take the memory; keys and values lie in files in `folder`, where one is given."""
+        spec = self.spec
+        lead = (self.streams, spec.layers, spec.heads)
+        slots = self.capacity_frames * self.frame.count
+        pages = (*lead, slots, self.frame.page_tokens, spec.head_dim)
+        kind = torch.int8 if self.eight_bit else spec.dtype
+        self._k, self._v = (
+            self._empty(pages, kind) if folder is None else _in_file(folder / name, pages, kind) for name in "kv"
+        )
+        if self.eight_bit:
+            self._k_scale, self._v_scale = (self._empty(pages[:-1], torch.float32) for _ in range(2))
+            self._k_mean = self._empty((*lead, spec.head_dim), torch.float32)
+        self._page_means = self._empty((*lead, slots, spec.head_dim), spec.dtype)
+        self._frame_means = self._empty((*lead, self.capacity_frames if self.indexed else 0, spec.head_dim), spec.dtype)
+        lengths = torch.tensor(self.frame.lengths, dtype=torch.int32, device=self.device)
+        self._lengths = lengths.repeat(self.capacity_frames)
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        # A kernel on a card reads host memory where it is pinned.
+        pinned = self.device.type == "cpu" and self.spec.device.type == "cuda"
+        return torch.empty(shape, dtype=dtype, device=self.device, pin_memory=pinned)
+
+    def pages(self, layer: int, stream: int) -> Pages:
+        """The pages of one layer and stream."""
+        at = (stream, layer)
+        lengths = self._lengths.expand(self.spec.heads, -1)
+        rounding = Rounding(self._k_scale[at], self._v_scale[at], self._k_mean[at]) if self.eight_bit else None
+        return Pages(self._k[at], self._v[at], lengths, rounding)
+
+    def page_means(self, layer: int, stream: int) -> Tensor:
+        """Mean key of every slot `[H, N, D]`."""
+        return self._page_means[stream, layer]
+
+    def frame_means(self, layer: int, stream: int) -> Tensor:
+        """Mean key of every run of slots `[H, capacity_frames, D]`."""
+        return self._frame_means[stream, layer]
+
+    def begin_write(self, first_slots: list[int]) -> None:
+        """Announce where the frames of the coming chunk go, oldest first."""
+        frame, tokens = self.frame, self.spec.frame_tokens
+        padded = [*frame.order, *[0] * (frame.count * frame.page_tokens - tokens)]
+        one = torch.tensor(padded, dtype=torch.int32).view(frame.count, frame.page_tokens)
+        source = torch.cat([one + index * tokens for index in range(len(first_slots))])
+        slots = [slot + page for slot in first_slots for page in range(frame.count)]
+        self._source = source.to(self.device)  # [M, P]
+        self._slots = torch.tensor(slots, dtype=torch.int32, device=self.device)  # [M]
+
+    def write(self, layer: int, stream: int, k_timeless: Tensor, v: Tensor) -> None:
+        """Write one layer's keys, free of time, and values `[L, H, D]` of the announced frames."""
+        k, v = k_timeless.to(self.device, self.spec.dtype), v.to(self.device, self.spec.dtype)
+        if self.eight_bit and (layer, stream) not in self._rounded:
+            self._rounded.add((layer, stream))
+            self._k_mean[stream, layer] = k.mean(dim=0, dtype=torch.float32)
+        write_pages(k, v, self._source, self._slots, self.pages(layer, stream), self._page_means[stream, layer])
+        if self.indexed:
+            frames = self._slots[:: self.frame.count].long() // self.frame.count
+            means = k.unflatten(0, (len(frames), -1)).mean(dim=1, dtype=torch.float32)  # [frames, H, D]
+            self._frame_means[stream, layer, :, frames] = means.transpose(0, 1).to(self.spec.dtype)
+
+
+def _in_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor whose numbers lie in a new file."""
+    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
