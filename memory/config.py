@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -109,6 +111,11 @@ class MemoryConfig:
                 f"Positions 'clamped' need a trained length above the chunk's {chunk_frames} frames, got "
                 f"{self.trained_frames}. Turn 'trained_frames' of Sparse KV Memory up, or choose other positions."
             )
+
+    def described(self) -> dict[str, Any]:
+        """The settings as plain JSON."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=lambda choice: choice.value))
+        return plain
 
     @property
     def page_shape(self) -> PageShape:

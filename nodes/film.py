@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,7 +148,7 @@ class Film:
             "sampler": None if sampler is None else _sampler_name(sampler),
             "size": [self.width, self.height],
             "start": None if self.start is None else tensor_fingerprint(self.start),
-            "memory": {**dataclasses.asdict(config), "positions": config.positions.value},
+            "memory": config.described(),
         }
 
     def latents(self, project: Project, frames: range) -> Tensor:

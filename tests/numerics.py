@@ -16,7 +16,7 @@ FP16_WEIGHT_ERROR = 1e-3
 BF16_WEIGHT_ERROR = 1e-2
 FP8_WEIGHT_ERROR = 0.1
 # Keys and values remembered in 8 bits (half a code of 127 of each token's largest number), read by a film of two layers.
-EIGHT_BIT_FILM_ERROR = 1e-2
+EIGHT_BIT_FILM_ERROR = 1e-3
 # Everything computed in bf16: each product is rounded to 2^-9, through every layer of the film.
 BF16_COMPUTE_ERROR = 3e-2
 # The same film at other times is equal in exact arithmetic, but queries and keys are turned by other angles before they

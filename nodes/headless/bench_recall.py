@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...memory.chunks import Plan, plan_chunks
-from ...memory.config import MemoryConfig
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
 from ...memory.training.recall import recall_film, sampling_levels, swapped_name
@@ -301,9 +299,5 @@ def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
         "seed": bench.seed,
         "sampler": SAMPLER,
         "levels": sampling_levels(),
-        "policies": {name: _described(config) for name, config in recall_policies(bench.chunk_frames).items()},
+        "policies": {name: config.described() for name, config in recall_policies(bench.chunk_frames).items()},
     }
-
-
-def _described(config: MemoryConfig) -> dict[str, Any]:
-    return {**dataclasses.asdict(config), "positions": config.positions.value}

@@ -18,7 +18,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from film import FOUR_STEPS, film_on_disk
 
-from longreel.memory.config import MemoryConfig
+from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.film import read_pictures
 from longreel.memory.project import Project, ProjectError
 from longreel.memory.storyboard_parser import read_storyboard
@@ -273,3 +273,19 @@ def test_a_full_disk_is_one_clear_error_and_keeps_what_is_finished(
     with Project.open(tmp_path, "film", film._settings()) as project:
         assert project.finished == 2
     assert digests(film.make(tmp_path).folder) == digests(made.folder)
+
+
+def test_a_film_that_searches_its_history_goes_on_with_the_same_bits_and_says_what_it_read(
+    model: ModelPatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searching = attach_memory(model, MemoryConfig(3, 1, bank=BankConfig(frames_worth=1.0, shortlist=4, index_frames=3)))
+    film = film_on_disk(searching, storyboard())
+    said: list[str] = []
+    whole = film.make(tmp_path / "whole", said.append)
+    assert any("1 older frames read, and 1.0 frames' worth of the others (" in text for text in said)
+    assert read_trace(whole.trace)[1][-1]["frames_worth"] == 2.0
+    with monkeypatch.context() as patch:
+        stop_after(film, 3, patch)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            film.make(tmp_path / "resumed")
+    assert torch.equal(film.make(tmp_path / "resumed").latents, whole.latents)

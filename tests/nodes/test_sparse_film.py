@@ -20,12 +20,15 @@ from longreel.memory.positions import PositionPolicy
 from longreel.memory.presets import PRESETS
 from longreel.memory.rollout import FinishedChunk
 from longreel.nodes.host import attach
+from longreel.nodes.host.attach import memory_config
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan
+from longreel.nodes.sparse_kv_memory import OPTIONS, SparseKVMemory
 
 SPEC = TinyWanSpec(width=256, layers=2, ffn=512, seed=3)
 # Fewer pages than there are: shortlist, index and lists all have to choose.
 CHOOSY = MemoryConfig(3, 1, bank=BankConfig(frames_worth=0.5, shortlist=16, index_frames=3))
 EVERYTHING = MemoryConfig(3, 1, bank=BankConfig(frames_worth=1000.0, shortlist=100_000))
+SEARCHING = ("LongReel", "OmniMem", "DecMem")
 TWO_SHOTS = plan_chunks((3, 2), 3)
 
 
@@ -127,9 +130,11 @@ def test_pages_in_files_make_the_film_of_pages_in_ram_and_leave_no_file(
 
 
 def test_pages_of_8_bits_make_nearly_the_same_film(model: ModelPatcher) -> None:
-    config = replace(EVERYTHING, bank=BankConfig(frames_worth=1000.0, shortlist=100_000, eight_bit=True))
-    whole = relative_error(*(render(model, TWO_SHOTS, config=c).latents for c in (config, FULL)))
-    assert ROLLOUT_ERROR < whole < EIGHT_BIT_FILM_ERROR
+    assert EVERYTHING.bank is not None
+    config = replace(EVERYTHING, bank=replace(EVERYTHING.bank, eight_bit=True))
+    rounded, exact = (render(model, TWO_SHOTS, config=c).latents for c in (config, EVERYTHING))
+    assert not torch.equal(rounded, exact)
+    assert relative_error(rounded, exact) < EIGHT_BIT_FILM_ERROR
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -138,3 +143,32 @@ def test_every_preset_makes_a_film(model: ModelPatcher, preset: str) -> None:
     assert torch.isfinite(film.latents).all()
     older = film.chunks[-1].chunk.frames.start
     assert 0 < film.chunks[-1].frames_worth <= older
+
+
+@pytest.mark.parametrize("preset", OPTIONS)
+def test_every_choice_of_the_node_is_a_memory(model: ModelPatcher, preset: str) -> None:
+    (remembering,) = SparseKVMemory.execute(
+        model, preset, 6, 2, "clamped", 12, read=1.5, look_back=40, eight_bit=True
+    ).args
+    config = memory_config(remembering)
+    assert config is not None
+    assert (config.positions, config.trained_frames) == (PositionPolicy.CLAMPED, 12)
+    if preset in PRESETS:
+        assert (config.window_frames, config.sink_frames) == (
+            PRESETS[preset].window_frames,
+            PRESETS[preset].sink_frames,
+        )
+    else:
+        assert (config.window_frames, config.sink_frames) == (6, 0 if preset == "window" else 2)
+    searches = preset in (*SEARCHING, "custom")
+    assert (config.bank is not None) == searches
+    if config.bank is not None:
+        assert (config.bank.look_back, config.bank.eight_bit) == (40, True)
+        assert preset in SEARCHING or config.bank.frames_worth == 1.5
+
+
+def test_custom_that_may_read_nothing_has_no_bank(model: ModelPatcher) -> None:
+    (remembering,) = SparseKVMemory.execute(model, "custom", 6, 2, "absolute", 21, read=0.0).args
+    config = memory_config(remembering)
+    assert config is not None
+    assert config.bank is None
