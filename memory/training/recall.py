@@ -1,33 +1,17 @@
-"""Films in which a character comes back, and whether a model in training draws it from what it saw."""
+"""Films in which a character comes back, and the noise levels at which its return is drawn."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from itertools import islice
 
 import torch
-from torch import Tensor, nn
 
-from .causal import predict_flow
-from .clips import ClipBatch, TileCodec, clip_batch, decode_latents, text_batch
-from .recall_scores import last_looks, nearest
 from .storyworld import NAMES, Film, random_look, random_shot
 from .tiny_training import FLOW_SHIFT
 
 SAMPLING_STEPS = 4
-
-
-class Recall(NamedTuple):
-    """Means over films: cosine of mean-centred looks, share of films nearest to the right look, and controls."""
-
-    identity: float
-    who_is_it: float
-    control: float
-    name_swap: float
-    averaging: float
-    chance: float
 
 
 def recall_film(seed: int, chunks: int, chunk_frames: int, characters: int, distance: int | None = None) -> Film:
@@ -71,70 +55,3 @@ def sampling_levels(steps: int = SAMPLING_STEPS) -> list[float]:
     even = torch.linspace(1, 0, steps + 1)
     levels: list[float] = (FLOW_SHIFT * even / (1 + (FLOW_SHIFT - 1) * even)).tolist()
     return levels
-
-
-@torch.no_grad()
-def draw_last_chunk(model: nn.Module, batch: ClipBatch, modules: Any, seed: int) -> Tensor:
-    """The last chunk of each clip, made in 4 Euler steps from noise while the clean chunks before it are read.
-
-    Returns normalised latents `[B, 16, chunk_frames, 12, 16]`.
-    """
-    latents, size = batch.latents.clone(), batch.chunk_frames
-    generator = torch.Generator().manual_seed(seed)
-    latents[:, :, -size:] = torch.randn(latents[:, :, -size:].shape, generator=generator)
-    sigmas = torch.zeros(latents.shape[0], latents.shape[2])
-    with modules.training():
-        for level, lower in pairwise(sampling_levels()):
-            sigmas[:, -size:] = level
-            flow = predict_flow(model, latents, sigmas, batch)[:, :, -size:]
-            latents[:, :, -size:] += (lower - level) * flow
-    return latents[:, :, -size:]
-
-
-def compare_looks(film: Film, made: Tensor) -> dict[str, float]:
-    """Cosine of the drawn character in the last shot to every character of the film, mean-centred.
-
-    `made` is the RGB picture `[96, 128, 3]` at the first RGB frame of the last latent frame.
-    """
-    return last_looks(film).cosines(made)
-
-
-def _last_pictures(latents: Tensor, codec: TileCodec) -> list[Tensor]:
-    # A frame in front, because the codec takes the first frame of what it decodes for a single picture.
-    padded = torch.cat([latents[:, :, -1:], latents[:, :, -1:]], dim=2)
-    return [decode_latents(clip, codec)[1] for clip in padded]
-
-
-def measure_recall(
-    model: nn.Module, codec: TileCodec, modules: Any, films: list[Film], chunk_frames: int, seed: int = 0
-) -> Recall:
-    """Identity, who-is-it and both controls for films from `recall_film`; the history given is the true one."""
-    batch = clip_batch(films, codec, chunk_frames)
-    rolled = torch.cat([batch.latents[1:], batch.latents[:1]])
-    foreign = torch.cat([rolled[:, :, :-chunk_frames], batch.latents[:, :, -chunk_frames:]], 2)
-    swapped_films = [swapped_name(film) for film in films]
-    text, text_mask = text_batch([[shot.prompt for shot in film.shots] for film in swapped_films])
-
-    looks = [last_looks(film) for film in films]
-
-    def scores(drawn: ClipBatch) -> list[dict[str, float]]:
-        pictures = _last_pictures(draw_last_chunk(model, drawn, modules, seed), codec)
-        return [look.cosines(picture) for look, picture in zip(looks, pictures, strict=True)]
-
-    right = scores(batch)
-    control = scores(batch._replace(latents=foreign))
-    swap = scores(batch._replace(text=text, text_mask=text_mask))
-    names = [film.shots[-1].name for film in films]
-    swap_names = [film.shots[-1].name for film in swapped_films]
-    return Recall(
-        identity=_mean([cosines[name] for cosines, name in zip(right, names, strict=True)]),
-        who_is_it=_mean([float(nearest(cosines) == name) for cosines, name in zip(right, names, strict=True)]),
-        control=_mean([cosines[name] for cosines, name in zip(control, names, strict=True)]),
-        name_swap=_mean([float(nearest(cosines) == name) for cosines, name in zip(swap, swap_names, strict=True)]),
-        averaging=_mean([look.averaging(film) for look, film in zip(looks, films, strict=True)]),
-        chance=1.0 / len(films[0].looks),
-    )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

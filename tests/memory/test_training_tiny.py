@@ -17,8 +17,7 @@ from longreel.memory.training.causal import ReadingLesson, predict_flow
 from longreel.memory.training.clips import ClipBatch, TileCodec, clip_batch, decode_latents, encode_film
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.muon import orthogonalise
-from longreel.memory.training.recall import compare_looks, measure_recall, recall_film
-from longreel.memory.training.storyworld import Film, FilmSettings, Shot, first_rgb_frame, random_film, render_film
+from longreel.memory.training.storyworld import Film, FilmSettings, Shot, random_film
 from longreel.memory.training.tiny_training import Stage, TinyTraining, draw_sigmas, train_tiny, training_films
 from longreel.memory.whole_file import ProjectError
 from longreel.nodes.host.build import TinyWanSpec, host_modules
@@ -195,31 +194,6 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
     values = torch.linalg.svdvals(orthogonalise(matrices))
     assert values.min() > 0.5
     assert values.max() < 1.3
-
-
-def test_the_true_picture_is_recalled_perfectly_and_another_look_is_not() -> None:
-    film = recall_film(3, chunks=6, chunk_frames=1, characters=4)
-    frame = first_rgb_frame(film.frames - 1)
-    scores = compare_looks(film, render_film(film)[frame])
-    name = film.shots[-1].name
-    assert scores[name] > 0.999
-    assert max(score for other, score in scores.items() if other != name) < 0.9
-
-
-def test_the_returning_character_is_seen_once_in_the_first_chunk() -> None:
-    film = recall_film(5, chunks=12, chunk_frames=2, characters=5)
-    names = [shot.name for shot in film.shots]
-    assert names[0] == names[-1]
-    assert names[0] not in names[1:-1]
-    assert len(set(names)) == 5
-
-
-def test_recall_of_an_untrained_model_is_near_chance(host: object, codec: TileCodec) -> None:
-    modules = host_modules()
-    films = [recall_film(seed, chunks=4, chunk_frames=1, characters=2) for seed in range(4)]
-    recall = measure_recall(modules.new_wan(SPEC), codec, modules, films, 1)
-    assert abs(recall.identity) < 0.6
-    assert recall.chance == 0.5
 
 
 def test_latents_and_pictures_go_through_the_codec_in_the_order_of_frames(codec: TileCodec) -> None:
