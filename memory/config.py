@@ -10,6 +10,7 @@ import torch
 
 from .frame_pages import PageShape
 from .positions import PositionPolicy
+from .prompt_bank import PromptBankConfig
 
 LONGEST_TRAINED_FRAMES = 21  # latent frames of the 81-frame clips that Wan 2.1 was trained on
 
@@ -77,8 +78,8 @@ class BankConfig:
 class MemoryConfig:
     """How much of the film is remembered; every count is latent frames.
 
-    `window_frames` counts the chunk being made, as LongLive and MemFlow do; None reads everything. Without a `bank`, what
-    is neither sink nor window is forgotten.
+    `window_frames` counts the chunk being made, as LongLive and MemFlow do; None reads everything. What is neither
+    sink nor window is read through a `bank`, page by page, or a `prompt_bank`, whole frames; without them it is forgotten.
     Raises ValueError when a count makes no sense.
     """
 
@@ -87,12 +88,16 @@ class MemoryConfig:
     positions: PositionPolicy = PositionPolicy.ABSOLUTE
     trained_frames: int = LONGEST_TRAINED_FRAMES
     bank: BankConfig | None = None
+    prompt_bank: PromptBankConfig | None = None
 
     def __post_init__(self) -> None:
         if self.window_frames is not None and self.window_frames < 1:
             raise ValueError(f"The window needs at least 1 frame, got {self.window_frames}. Turn the window up.")
-        if self.window_frames is None and self.bank is not None:
-            raise ValueError("A memory that reads everything needs no bank. Give it a window, or leave the bank out.")
+        if self.window_frames is None and self.keeps_film:
+            raise ValueError(
+                "A memory that reads everything needs no bank. Take another preset than 'full' of Sparse KV Memory, or "
+                "remove the Prompt-Retrieved Memory Bank."
+            )
         if self.sink_frames < 0:
             raise ValueError(f"The sink needs 0 or more frames, got {self.sink_frames}.")
         if self.trained_frames < 1:
@@ -122,16 +127,24 @@ class MemoryConfig:
         """How frames are cut into pages."""
         return PageShape.SQUARE if self.bank is None else self.bank.pages
 
+    @property
+    def keeps_film(self) -> bool:
+        """Whether frames that nobody reads now stay, to be read again."""
+        return self.bank is not None or self.prompt_bank is not None
+
     def kept_frames(self, chunk_frames: int, film_frames: int) -> int:
         """Frames that are remembered at most in a film of this length, the chunk being written included."""
         read = self.history_frames(chunk_frames, film_frames)
-        if self.bank is not None:
-            read = film_frames if self.bank.look_back is None else max(read, self.sink_frames + self.bank.look_back)
+        if self.prompt_bank is not None or (self.bank is not None and self.bank.look_back is None):
+            return film_frames
+        if self.bank is not None and self.bank.look_back is not None:
+            read = max(read, self.sink_frames + self.bank.look_back)
         return min(read + chunk_frames, film_frames)
 
     def history_frames(self, chunk_frames: int, film_frames: int) -> int:
-        """Older frames that all read, sink and window together, at most, in a film of this length."""
+        """Older frames that all read, sink, window and prompt bank together, at most, in a film of this length."""
         older = max(film_frames - chunk_frames, 0)
         if self.window_frames is None:
             return older
-        return min(self.sink_frames + self.window_frames - chunk_frames, older)
+        brought_back = 0 if self.prompt_bank is None else self.prompt_bank.frames
+        return min(self.sink_frames + self.window_frames - chunk_frames + brought_back, older)

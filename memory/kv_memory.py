@@ -24,8 +24,11 @@ from .frame_pages import cut_frame
 from .page_store import PageStore
 from .page_table import PageTable
 from .positions import assign_times
+from .prompt_bank import PromptBankConfig, Wish, choose_bank
 from .select import Choice, select_frames
 from .working_set import Copy, Placement, assign_places
+
+NO_WISH = Wish()
 
 
 class KVMemory:
@@ -41,11 +44,13 @@ class KVMemory:
         self.read_capacity = config.history_frames(chunk_frames, film_frames)
         self.frame = cut_frame(spec.rows, spec.columns, config.page_shape)
         kept = config.kept_frames(chunk_frames, film_frames)
-        self.store = PageStore(spec, self.frame, streams, kept, config.bank)
+        eight_bit = config.bank is not None and config.bank.eight_bit
+        self.store = PageStore(spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit)
         self.bank = None if config.bank is None else Bank(config.bank, self.store)
         self.table = PageTable(kept, self.frame.count)
         self.time_scale = 1.0
         self.read_frames: tuple[int, ...] = ()
+        self.brought_frames: tuple[int, ...] = ()
         self.current_rotation: Tensor | None = None
         self._places: list[Placement | None] = []
         self._versions: dict[int, int] = {}
@@ -61,14 +66,14 @@ class KVMemory:
         numbers = 2 * self.streams * spec.layers * spec.heads * self._rows * spec.head_dim
         working = numbers * spec.dtype.itemsize
         if self.bank is None:
-            return self.store.bytes + working
+            return working + (0 if self.store.indexed else self.store.bytes)
         lengths = self.streams * spec.layers * spec.heads * self._pages * torch.int32.itemsize
         return working + lengths + self.bank.bytes
 
     @property
     def host_bytes(self) -> int:
-        """Bytes that `allocate` takes in RAM or in files, for the pages of a memory with a bank."""
-        return 0 if self.bank is None else self.store.bytes
+        """Bytes that `allocate` takes in RAM or in files, where the whole film is kept."""
+        return self.store.bytes if self.store.indexed else 0
 
     @property
     def allocated(self) -> bool:
@@ -110,9 +115,14 @@ class KVMemory:
         self._lengths = self._order = torch.empty(0)
         self._places = []
 
-    def begin(self, frames: range) -> None:
-        """Choose what the chunk of these frames reads and bring it into the working set, turned to its time."""
+    def begin(self, frames: range, wish: Wish = NO_WISH) -> None:
+        """Choose what the chunk of these frames reads and bring it into the working set, turned to its time.
+
+        `wish` is what its prompt asks for; only a memory with a prompt bank listens.
+        """
         choice = select_frames(self.table.frames, frames.start, self.chunk_frames, self.config)
+        if self.config.prompt_bank is not None:
+            choice = self._grant(wish, choice, frames.start, self.config.prompt_bank)
         self.read_frames = choice.read
         seen = sorted({*choice.read, *choice.bank})
         times = assign_times(self.config.positions, seen, frames, self.config.trained_frames)
@@ -191,7 +201,8 @@ class KVMemory:
         self._versions.update(dict.fromkeys(self.table.reserved, self._commits))
         self._next_frame = self.table.reserved[-1] + 1
         self.table.publish()
-        self.forget(set(self.table.frames).difference(*self.coming))
+        if self.config.prompt_bank is None:
+            self.forget(set(self.table.frames).difference(*self.coming))
 
     @property
     def coming(self) -> Choice:
@@ -207,6 +218,18 @@ class KVMemory:
         self.table.evict(sorted(frames))
         for frame in frames:
             del self._versions[frame]
+
+    def _grant(self, wish: Wish, choice: Choice, start_frame: int, config: PromptBankConfig) -> Choice:
+        """The choice with the frames that are wished for, and without those that are vetoed."""
+        waiting = [frame for frame in self.table.frames if frame < start_frame and frame not in choice.read]
+        first_slot = self.table.first_slot
+        brought = choose_bank(
+            waiting, wish, config, lambda pool: self.store.likeness([*map(first_slot, pool)]).tolist()
+        )
+        read = (*(frame for frame in choice.read if frame not in wish.vetoed), *brought)
+        self.brought_frames = brought
+        offered = tuple(frame for frame in choice.bank if frame not in wish.vetoed and frame not in brought)
+        return Choice(tuple(sorted(read)), offered)
 
     @property
     def _dense_rows(self) -> int:

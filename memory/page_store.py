@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,24 +11,23 @@ from torch import Tensor
 
 from ..kernels.page_write import write_pages
 from ..kernels.pages import Pages, Rounding
-from .config import BankConfig, KVSpec
+from .config import KVSpec
 from .frame_pages import FramePages
 
 
 class PageStore:
     """Slots for `capacity_frames` frames; a frame is a run of neighbouring slots.
 
-    With a `bank`, the means of pages and of frames are kept for selection, and pages lie beside the card, in RAM or in a
-    file: the card holds what a chunk reads and no more. 8-bit pages are codes with a scale for each token; keys without
+    Of a store that is `indexed` the means of frames are kept for selection, too, and pages lie beside the card, in RAM or in
+    a file: the card holds what a chunk reads and no more. 8-bit pages are codes with a scale for each token; keys without
     the mean key of the first chunk, which is frozen.
     """
 
     def __init__(
-        self, spec: KVSpec, frame: FramePages, streams: int, capacity_frames: int, bank: BankConfig | None
+        self, spec: KVSpec, frame: FramePages, streams: int, capacity_frames: int, *, indexed: bool, eight_bit: bool
     ) -> None:
         self.spec, self.frame, self.streams = spec, frame, streams
-        self.capacity_frames, self.indexed = capacity_frames, bank is not None
-        self.eight_bit = bank is not None and bank.eight_bit
+        self.capacity_frames, self.indexed, self.eight_bit = capacity_frames, indexed, eight_bit
         self.device = torch.device("cpu") if self.indexed else spec.device
         self._rounded: set[tuple[int, int]] = set()
         self.release()
@@ -79,6 +79,14 @@ class PageStore:
         lengths = self._lengths.expand(self.spec.heads, -1)
         rounding = Rounding(self._k_scale[at], self._v_scale[at], self._k_mean[at]) if self.eight_bit else None
         return Pages(self._k[at], self._v[at], lengths, rounding)
+
+    def likeness(self, first_slots: Sequence[int]) -> Tensor:
+        """Cosine `[F, F]`, 0 to 1, of frames by their mean keys in the middle layer, what all of them share left out."""
+        runs = torch.tensor(first_slots, device=self.device) // self.frame.count
+        means = self._frame_means[0, self.spec.layers // 2][:, runs].float()  # [H, F, D]
+        apart = (means - means.mean(dim=1, keepdim=True)).transpose(0, 1).flatten(1)
+        unit = torch.nn.functional.normalize(apart)
+        return (unit @ unit.T).clamp(0, 1)
 
     def page_means(self, layer: int, stream: int) -> Tensor:
         """Mean key of every slot `[H, N, D]`."""

@@ -16,13 +16,15 @@ from .session import RunSession
 class FinishedChunk:
     """A chunk whose frames are clean `[B, C, T, H, W]` and remembered.
 
-    `read_frames` were read by every query; with what each chose from older ones, it read `frames_worth` in keys of a frame.
+    `read_frames` were read by every query, `brought_frames` of them because the prompt asked for them; with what each
+    chose from older ones, it read `frames_worth` in keys of a frame.
     """
 
     chunk: Chunk
     latents: Tensor
     replayed: bool
     read_frames: tuple[int, ...]
+    brought_frames: tuple[int, ...]
     frames_worth: float
     recached_frames: tuple[int, ...]
     denoise_seconds: float
@@ -60,8 +62,9 @@ class Rollout:
             if chunk.shot != shot and chunk.shot in recache_shots:
                 recached = self._recache(chunk.shot)
             shot = chunk.shot
-            self._session.begin(chunk.frames)
-            read_frames, frames_worth = self._session.memory.read_frames, self._session.memory.frames_worth
+            self._session.begin(chunk.frames, chunk.shot)
+            memory = self._session.memory
+            read_frames, brought, frames_worth = memory.read_frames, memory.brought_frames, memory.frames_worth
             started = time.perf_counter()
             saved = self._load(chunk.index)
             latents = self._denoise(chunk) if saved is None else saved
@@ -73,6 +76,7 @@ class Rollout:
                 latents,
                 saved is not None,
                 read_frames,
+                brought,
                 frames_worth,
                 recached,
                 denoised - started,
@@ -80,7 +84,7 @@ class Rollout:
             )
 
     def _remember(self, frames: range, latents: Tensor, shot: int) -> None:
-        self._session.begin(frames)
+        self._session.begin(frames, shot)
         self._write(frames, latents, shot)
 
     def _write(self, frames: range, latents: Tensor, shot: int) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .kv_memory import KVMemory
+from .kv_memory import NO_WISH, KVMemory
+from .story import Story
 
 
 class Phase(Enum):
@@ -55,12 +56,14 @@ class Rope:
 class RunSession:
     """State of one run: memory, phase and the frames being made. Made before sampling, dropped in `finally`."""
 
-    def __init__(self, memory: KVMemory, text_tokens: int = 0, folder: Path | None = None) -> None:
+    def __init__(
+        self, memory: KVMemory, text_tokens: int = 0, folder: Path | None = None, story: Story | None = None
+    ) -> None:
         """`text_tokens` is the length of the longest prompt whose keys and values are kept for a shot; 0 keeps none.
 
-        `folder` takes the pages that lie beside the card; without one they are in RAM.
+        `folder` takes the pages that lie beside the card; without one they are in RAM. `story` is what prompts ask for.
         """
-        self.memory, self.folder = memory, folder
+        self.memory, self.folder, self.story = memory, folder, story
         self.text_tokens = text_tokens
         self._text: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self.phase = Phase.DENOISE
@@ -96,10 +99,10 @@ class RunSession:
         """Drop the text, as another shot begins."""
         self._text.clear()
 
-    def begin(self, frames: range) -> None:
-        """Start the chunk of these frames."""
+    def begin(self, frames: range, shot: int = 0) -> None:
+        """Start the chunk of these frames under the prompt of this shot."""
         self.frames, self.rope = frames, None
-        self.memory.begin(frames)
+        self.memory.begin(frames, NO_WISH if self.story is None else self.story.wish(shot))
 
     @contextmanager
     def committing(self) -> Iterator[None]:

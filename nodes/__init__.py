@@ -11,11 +11,12 @@ if TYPE_CHECKING:
 def node_classes() -> list[type[io.ComfyNode]]:
     """All nodes of the pack, in the order of the menu."""
     from .chunk_sampler import ChunkedARSampler
+    from .prompt_bank import PromptRetrievedMemoryBank
     from .sparse_kv_memory import SparseKVMemory
     from .storyboard import StoryboardNode
     from .tiny_storyboard_model import TinyStoryboardModel
 
-    return [StoryboardNode, SparseKVMemory, ChunkedARSampler, TinyStoryboardModel]
+    return [StoryboardNode, SparseKVMemory, PromptRetrievedMemoryBank, ChunkedARSampler, TinyStoryboardModel]
 
 
 def extension() -> ComfyExtension:

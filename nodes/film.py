@@ -126,6 +126,8 @@ class Film:
             start=self.start,
             load=(lambda index: None) if project is None else project.load_chunk,
             finished=(lambda chunk, guider: None) if recorder is None else recorder.finished,
+            cast=tuple(frozenset(shot.characters) for shot in self.storyboard.board.shots),
+            fps=self.storyboard.fps,
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -142,6 +144,7 @@ class Film:
             "plan": self.plan.summary(),
             "fps": self.storyboard.fps,
             "seeds": list(self.storyboard.seeds(self.seed)),
+            "cast": [sorted(shot.characters) for shot in self.storyboard.board.shots],
             "transitions": [str(shot.transition) for shot in self.storyboard.board.shots],
             "cfg": self.cfg,
             "sigmas": self.sigmas.tolist(),

@@ -9,7 +9,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 
 from ..memory.project import check_project_name
-from .host.attach import adapter_for, plan_memory
+from .host.attach import adapter_for, plan_memory, plan_story
 from .host.conditioning import check_conditioning
 from .host.guider import FilmGuider
 from .host.page_tier import check_page_room
@@ -88,7 +88,9 @@ def _check_start(film: Film) -> None:
 
 def _check_memory(film: Film) -> None:
     guider = FilmGuider(film.remembering, film.storyboard.conditionings, film.storyboard.negative, film.cfg)
-    memory = plan_memory(film.remembering, film.film_sampler(None, None), guider.streams)
+    sampler = film.film_sampler(None, None)
+    memory = plan_memory(film.remembering, sampler, guider.streams)
+    plan_story(guider, sampler)
     total = comfy.model_management.get_total_memory(film.model.load_device)
     if memory.peak_bytes > total:
         raise ValueError(

@@ -98,6 +98,7 @@ class Recorder:
                 "shot": done.chunk.shot,
                 "frames": [done.chunk.frames.start, done.chunk.frames.stop],
                 "read_frames": list(done.read_frames),
+                "brought_frames": list(done.brought_frames),
                 "frames_worth": round(done.frames_worth, 3),
                 "recached_frames": list(done.recached_frames),
                 "denoise_ms": round(done.denoise_seconds * 1000, 3),

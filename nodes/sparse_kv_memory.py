@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..memory.config import LONGEST_TRAINED_FRAMES, BankConfig, MemoryConfig
 from ..memory.positions import PositionPolicy
 from ..memory.presets import DECMEM, FULL, LONGLIVE, LONGREEL, OMNIMEM, PRESETS
-from .host.attach import attach_memory
+from .host.attach import attach_memory, memory_config
 
 WINDOW, WINDOW_AND_SINK, CUSTOM = "window", "window + sink", "custom"
 OPTIONS = (WINDOW_AND_SINK, LONGREEL, OMNIMEM, DECMEM, LONGLIVE, FULL, WINDOW, CUSTOM)
@@ -163,5 +163,11 @@ class SparseKVMemory(io.ComfyNode):
         if config.bank is not None:
             bank = replace(config.bank, look_back=look_back or None, eight_bit=eight_bit, groups=strict)
             config = replace(config, bank=bank)
-        config = replace(config, positions=PositionPolicy(positions), trained_frames=trained_frames)
+        before = memory_config(model)
+        config = replace(
+            config,
+            positions=PositionPolicy(positions),
+            trained_frames=trained_frames,
+            prompt_bank=None if before is None else before.prompt_bank,
+        )
         return io.NodeOutput(attach_memory(model, config))

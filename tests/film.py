@@ -81,6 +81,7 @@ def render(
     on_chunk: Callable[[FinishedChunk], None] = lambda finished: None,
     attached: bool = False,
     size: tuple[int, int] = TINY_SIZE,
+    cast: tuple[frozenset[str], ...] = (),
 ) -> Film:
     """Render a plan with memory on a model, chunk by chunk, through the host's guider."""
     plan = plan or plan_frames(9, 3)
@@ -104,6 +105,7 @@ def render(
         start=start,
         load=load,
         finished=finished,
+        cast=cast,
     )
     template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *size)
     guider.sample(template, template, sampler, torch.tensor(sigmas), disable_pbar=True, seed=seed)

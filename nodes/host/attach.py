@@ -14,8 +14,10 @@ from comfy.patcher_extension import WrappersMP
 from ...memory.config import MemoryConfig
 from ...memory.kv_memory import KVMemory
 from ...memory.session import RunSession
+from ...memory.story import Story, make_story
 from .adapter import HostAdapter, choose_adapter
 from .film_sampler import FilmSampler
+from .guider import FilmGuider
 from .keys import PACK, SESSION, SETTINGS
 from .page_tier import fits_in_ram, page_folder
 from .wan import WanAdapter
@@ -58,11 +60,12 @@ def _with_session(
     # For prompts with hooks the host takes a copy of a model with dynamic VRAM: its layers are others.
     adapter_for(guider.model_patcher).attach(guider.model_patcher)
     memory = plan_memory(guider.model_patcher, sampler, streams=guider.streams)
+    story = plan_story(guider, sampler)
     before = guider.model_options
     guider.model_options = create_model_options_clone(before)
     with ExitStack() as closing:
         folder = None if fits_in_ram(memory.host_bytes) else Path(closing.enter_context(page_folder()))
-        session = RunSession(memory, guider.text_tokens, folder)
+        session = RunSession(memory, guider.text_tokens, folder, story)
         guider.model_options["transformer_options"][SESSION] = session
         try:
             return executor(noise, latent, sampler, *args, **kwargs)
@@ -93,3 +96,11 @@ def plan_memory(model: ModelPatcher, sampler: FilmSampler, streams: int) -> KVMe
     rope_options = model.model_options["transformer_options"].get("rope_options") or {}
     memory.time_scale = float(rope_options.get("scale_t", 1.0))
     return memory
+
+
+def plan_story(guider: FilmGuider, sampler: FilmSampler) -> Story | None:
+    """What this film's prompts say about its frames, where its memory listens to them."""
+    config = memory_config(guider.model_patcher)
+    if config is None or config.prompt_bank is None:
+        return None
+    return make_story(sampler.plan, guider.prompts, sampler.cast, sampler.fps, config.prompt_bank)

@@ -54,7 +54,7 @@ class FilmSampler(comfy.samplers.Sampler):
 
     `inner` is a SAMPLER that denoises a chunk, or None for the few-step form of causal checkpoints: predict clean frames,
     add fresh noise at the next level. `load` gives the latents of a chunk that an earlier run made, or None. `start` is a
-    LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None.
+    LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None. `cast` are the characters of each shot.
     """
 
     plan: Plan
@@ -65,6 +65,8 @@ class FilmSampler(comfy.samplers.Sampler):
     start: Tensor | None
     load: Callable[[int], Tensor | None]
     finished: Callable[[FinishedChunk, FilmGuider], None]
+    cast: tuple[frozenset[str], ...] = ()
+    fps: float = 16.0
 
     def sample(
         self,

@@ -35,6 +35,12 @@ class FilmGuider(comfy.samplers.CFGGuider):
         return 1 if alone else 2
 
     @property
+    def prompts(self) -> list[Tensor]:
+        """Token vectors `[W, C]` of each shot's prompt."""
+        shots = (key for key in self.original_conds if key != NEGATIVE)
+        return [self.original_conds[key][0]["cross_attn"][0] for key in shots]
+
+    @property
     def text_tokens(self) -> int:
         """Length of the longest prompt, or 0 where a hook or another pack may change prompts from step to step."""
         conds = [cond for conds in self.original_conds.values() for cond in conds]

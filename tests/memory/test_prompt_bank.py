@@ -1,0 +1,171 @@
+"""Laws of the prompt bank: what may come back, what must, what never."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from longreel.memory.chunks import Plan, plan_chunks
+from longreel.memory.film_moments import read_moments
+from longreel.memory.prompt_affinity import prompt_affinity
+from longreel.memory.prompt_bank import PromptBankConfig, Wish, choose_bank
+from longreel.memory.story import Story, make_story
+
+PLAN = plan_chunks((2, 3, 4), 3)
+FPS = 16.0
+WORDS: dict[str, Tensor] = {}
+
+
+def word(text: str) -> Tensor:
+    """A vector that stands for a word."""
+    if text not in WORDS:
+        WORDS[text] = torch.randn(256, generator=torch.Generator().manual_seed(len(WORDS) + 1))
+    return WORDS[text]
+
+
+def said(text: str) -> Tensor:
+    return torch.stack([word(each) for each in text.split()])
+
+
+def unlike(frames: Sequence[int]) -> list[list[float]]:
+    return [[float(a == b) for b in frames] for a in frames]
+
+
+frame_sets = st.sets(st.integers(0, 60), max_size=40)
+
+
+@given(
+    frame_sets,
+    st.dictionaries(st.integers(0, 60), st.floats(0, 2), max_size=60),
+    st.sets(st.integers(0, 60), max_size=4),
+    st.sets(st.integers(0, 60), max_size=10),
+    st.integers(4, 12),
+    st.floats(0, 1),
+)
+def test_no_frame_twice_pins_always_vetoes_never_and_never_too_many(
+    frames: set[int], scores: dict[int, float], pinned: set[int], vetoed: set[int], limit: int, variety: float
+) -> None:
+    wish = Wish(scores, frozenset(pinned - vetoed), frozenset(vetoed))
+    chosen = choose_bank(sorted(frames), wish, PromptBankConfig(frames=limit, variety=variety), unlike)
+    assert list(chosen) == sorted(set(chosen))
+    assert set(chosen) <= frames - vetoed
+    assert frames & (pinned - vetoed) <= set(chosen)
+    assert len(chosen) == min(limit, len(frames - vetoed))
+
+
+@given(st.dictionaries(st.integers(0, 60), st.floats(0, 1), min_size=5, max_size=60))
+def test_without_variety_the_bank_is_the_best_frames(scores: dict[int, float]) -> None:
+    chosen = choose_bank(sorted(scores), Wish(scores), PromptBankConfig(frames=3, variety=0.0), unlike)
+    best = sorted(scores.values(), reverse=True)[:3]
+    assert sorted((scores[frame] for frame in chosen), reverse=True) == best
+
+
+def test_variety_keeps_a_bank_from_being_three_copies_of_one_frame() -> None:
+    """As MemFlow's released bank becomes."""
+    scores = dict.fromkeys(range(10), 1.0) | {10: 0.9, 11: 0.8}
+
+    def alike(frames: Sequence[int]) -> list[list[float]]:
+        return [[1.0 if max(a, b) < 10 or a == b else 0.0 for b in frames] for a in frames]
+
+    chosen = choose_bank(range(12), Wish(scores), PromptBankConfig(frames=3, variety=0.5), alike)
+    assert chosen == (9, 10, 11)
+
+
+def test_a_frame_of_the_first_second_can_be_chosen_in_the_tenth_minute() -> None:
+    plan = plan_chunks((1, *[10] * 79, 1), 3)
+    prompts = [said("anna red beach"), *[said(f"town street {number}") for number in range(79)], said("anna town")]
+    story = make_story(plan, prompts, (), FPS, PromptBankConfig())
+    chosen = choose_bank(range(plan.total_frames - 3), story.wish(80), PromptBankConfig(variety=0.0), unlike)
+    assert plan.total_frames * 4 / FPS > 590
+    assert chosen == (0, 1, 2)
+
+
+def test_a_rare_word_says_more_than_a_common_one() -> None:
+    prompts = [said("anna in a forest"), *[said(f"ben in a forest {n}") for n in range(6)], said("anna in a desert")]
+    affinity = prompt_affinity(prompts)
+    assert int(affinity[-1, :-1].argmax()) == 0
+
+
+def test_a_prompt_is_nearest_to_itself_and_padding_does_not_count() -> None:
+    prompts = [said("anna in a forest"), said("ben on a beach"), said("the moon over a town")]
+    affinity = prompt_affinity(prompts)
+    padded = prompt_affinity([torch.cat([prompt, torch.zeros(500, 256)]) for prompt in prompts])
+    assert torch.equal(affinity, padded)
+    assert torch.equal(affinity.argmax(dim=1), torch.arange(3))
+    assert bool((affinity.diagonal() > 0.999).all())
+    assert float(affinity.min()) >= 0
+
+
+def test_prompts_that_are_all_the_same_are_equally_near() -> None:
+    affinity = prompt_affinity([said("a beach")] * 3)
+    assert float(affinity.max() - affinity.min()) == 0
+
+
+def test_the_first_chunk_of_a_new_prompt_is_scored_with_that_prompt() -> None:
+    """MemFlow's released code has a query of zeros there."""
+    prompts = [said("anna beach"), said("ben town"), said("anna road")]
+    story = make_story(plan_chunks((2, 2, 2), 3), prompts, (), FPS, PromptBankConfig())
+    scores = story.wish(2).scores
+    assert min(scores[frame] for frame in range(6)) > max(scores[frame] for frame in range(6, 12))
+    assert scores[3] == pytest.approx(float(prompt_affinity(prompts)[2, 0]))
+
+
+def test_frames_of_shots_that_mention_a_character_come_first() -> None:
+    story = Story([0, 0, 1, 1, 2], [[1.0, 0.9, 0.0]] * 3, ({"anna"}, {"ben"}, {"anna"}))  # type: ignore[arg-type]
+    chosen = choose_bank(range(4), story.wish(2), PromptBankConfig(frames=2, variety=0.0), unlike)
+    assert chosen == (0, 1)
+
+
+def test_a_long_shot_does_not_crowd_out_whom_it_brought_back() -> None:
+    prompts = [said("anna beach"), said("ben town"), said("anna beach")]
+    story = make_story(plan_chunks((1, 1, 9), 3), prompts, (), FPS, PromptBankConfig(variety=0.0))
+    chosen = choose_bank(range(30), story.wish(2), PromptBankConfig(frames=4, variety=0.0), unlike)
+    assert chosen == (0, 1, 2, 29)
+
+
+@pytest.mark.parametrize(
+    ("text", "frames"),
+    [
+        ("", ()),
+        ("0s", (0,)),
+        ("0.25s", (1,)),
+        ("1s", (4,)),
+        ("shot 2", tuple(range(6, 15))),
+        ("1s-2s", (4, 5, 6, 7, 8)),
+        ("0s, 1s; shot 1", (0, 1, 2, 3, 4, 5)),
+    ],
+)
+def test_moments_are_frames_of_the_film(text: str, frames: tuple[int, ...]) -> None:
+    assert read_moments(text, PLAN, FPS) == frozenset(frames)
+
+
+@pytest.mark.parametrize(
+    ("pins", "vetoes", "message"),
+    [
+        ("60s", "", r"'pin'.*'60s' lies behind the film, which is 6\.6 s long"),
+        ("", "shot 9", "'veto'.*one of the film's 3 shots"),
+        ("soon", "", "'soon' needs to be a time, two times or a shot"),
+        ("4s-2s", "", "ends before it begins"),
+        ("shot 3", "", "pins need 12 latent frames, but the bank holds 3"),
+        ("1s", "shot 1", "pinned and vetoed, the first one is frame 4"),
+    ],
+)
+def test_pins_that_make_no_sense_are_refused(pins: str, vetoes: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_story(PLAN, [said("a"), said("b"), said("c")], (), FPS, PromptBankConfig(pins=pins, vetoes=vetoes))
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"frames": 0}, "at least 1 frame"), ({"variety": 2.0}, "0 to 1")])
+def test_a_bank_that_makes_no_sense_is_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptBankConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_moments_of_a_plan_with_a_start_image_lie_behind_it() -> None:
+    plan: Plan = plan_chunks((2, 2), 3, seeded_frames=1)
+    assert read_moments("shot 2", plan, FPS) == frozenset(range(7, 13))

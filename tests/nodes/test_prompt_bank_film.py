@@ -1,0 +1,121 @@
+"""Films whose prompts choose what comes back, in the real host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from film import film_on_disk, planned, prompt, render
+
+from longreel.memory.chunks import plan_chunks
+from longreel.memory.config import BankConfig, MemoryConfig
+from longreel.memory.prompt_bank import PromptBankConfig
+from longreel.nodes.host.attach import attach_memory, memory_config
+from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan
+from longreel.nodes.prompt_bank import PromptRetrievedMemoryBank
+from longreel.nodes.sparse_kv_memory import SparseKVMemory
+
+SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=3)
+PLAN = plan_chunks((2, 2, 2, 2), 3)
+# Shot 4 asks for what shot 2 showed.
+PROMPTS = (prompt(0), prompt(1), prompt(2), prompt(1))
+WINDOW = MemoryConfig(window_frames=3, sink_frames=1)
+LISTENING = replace(WINDOW, prompt_bank=PromptBankConfig(frames=3, variety=0.3))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "causal"])
+def model(host: object, request: pytest.FixtureRequest) -> ModelPatcher:
+    return build_tiny_wan(SPEC, causal=request.param)
+
+
+def test_a_shot_reads_the_frames_that_its_prompt_speaks_of(model: ModelPatcher) -> None:
+    film = render(model, PLAN, config=LISTENING, prompts=PROMPTS)
+    last = film.chunks[-1]
+    assert len(last.brought_frames) == 3
+    assert set(last.brought_frames) <= set(range(6, 12))
+    assert last.read_frames == tuple(sorted({0, *last.brought_frames}))
+    assert last.frames_worth == 4.0
+    first_of_the_shot = film.chunks[6]
+    assert set(first_of_the_shot.brought_frames) <= set(range(6, 12))
+
+
+def test_what_is_brought_back_changes_the_film(model: ModelPatcher) -> None:
+    with_bank, without = (render(model, PLAN, config=config, prompts=PROMPTS).latents for config in (LISTENING, WINDOW))
+    assert torch.equal(with_bank[:, :, :3], without[:, :, :3])
+    assert not torch.equal(with_bank, without)
+
+
+def test_what_is_pinned_is_always_read_and_what_is_vetoed_never(model: ModelPatcher) -> None:
+    bank = PromptBankConfig(frames=3, pins="0.5s", vetoes="shot 2, 0s")  # frame 2 is pinned
+    film = render(model, PLAN, config=replace(WINDOW, prompt_bank=bank), prompts=PROMPTS)
+    for chunk in film.chunks:
+        older = range(chunk.chunk.frames.start)
+        assert (2 in chunk.read_frames) == (2 in older)
+        assert not {0, *range(6, 12)} & set(chunk.read_frames)
+
+
+def test_pages_are_never_read_of_what_is_vetoed_or_brought_back_already(model: ModelPatcher) -> None:
+    searching = replace(LISTENING, bank=BankConfig(frames_worth=0.5))
+    everything = replace(searching, bank=BankConfig(frames_worth=1000.0, shortlist=100_000))
+    full = MemoryConfig(window_frames=None, sink_frames=0)
+    made, whole = (render(model, PLAN, config=config, prompts=PROMPTS).latents for config in (everything, full))
+    assert torch.allclose(made, whole, atol=1e-4 * float(whole.abs().max()))
+    film = render(model, PLAN, config=searching, prompts=PROMPTS)
+    assert film.chunks[-1].frames_worth == 4.5
+
+
+def test_a_stopped_film_whose_prompts_choose_goes_on_with_the_same_bits(model: ModelPatcher) -> None:
+    config = replace(LISTENING, bank=BankConfig(frames_worth=0.5, shortlist=16, index_frames=3))
+    whole = render(model, PLAN, config=config, prompts=PROMPTS)
+    kept = {chunk.chunk.index: chunk.latents for chunk in whole.chunks[:5]}
+    resumed = render(model, PLAN, config=config, prompts=PROMPTS, load=kept.get)
+    assert torch.equal(resumed.latents, whole.latents)
+
+
+def test_the_node_goes_before_or_after_sparse_kv_memory_or_alone(model: ModelPatcher) -> None:
+    def sparse(given: ModelPatcher) -> ModelPatcher:
+        return SparseKVMemory.execute(given, "LongReel", 9, 3, "clamped", 12).args[0]
+
+    def bank(given: ModelPatcher) -> ModelPatcher:
+        return PromptRetrievedMemoryBank.execute(given, 4, 0.2, True, "", "").args[0]
+
+    before, after, alone = (memory_config(made) for made in (sparse(bank(model)), bank(sparse(model)), bank(model)))
+    assert before == after
+    assert before is not None
+    assert before.bank is not None
+    assert before.prompt_bank == PromptBankConfig(4, 0.2, anchors=True)
+    assert alone == MemoryConfig(prompt_bank=PromptBankConfig(4, 0.2, anchors=True))
+
+
+def test_memory_that_reads_everything_needs_no_prompt_bank(model: ModelPatcher) -> None:
+    full = attach_memory(model, MemoryConfig(window_frames=None, sink_frames=0))
+    with pytest.raises(ValueError, match="reads everything needs no bank"):
+        PromptRetrievedMemoryBank.execute(full, 3, 0.2, True, "", "")
+
+
+@pytest.mark.parametrize(
+    ("pin", "said"),
+    [("90s", "lies behind the film"), ("shot 7", "one of the film's 2 shots"), ("shot 1", "pins need 6 latent frames")],
+)
+def test_pins_that_make_no_sense_are_told_before_anything_is_loaded(model: ModelPatcher, pin: str, said: str) -> None:
+    (remembering,) = PromptRetrievedMemoryBank.execute(model, 3, 0.2, True, pin, "").args
+    film = film_on_disk(remembering, planned("[1.5s] a beach\n[1.5s] a town"))
+    with pytest.raises(ValueError, match=said):
+        film.check()
+
+
+def test_anchors_bring_back_the_shots_that_mention_the_character(model: ModelPatcher) -> None:
+    text = "@anna: a girl\n@ben: a boy\n[1.5s] @anna walks\n[1.5s] @ben walks\n[1.5s] a town\n[1.5s] @anna sits"
+    storyboard = planned(text, prompts=tuple(prompt(seed) for seed in range(4)))  # prompts that have nothing in common
+    (remembering,) = PromptRetrievedMemoryBank.execute(attach_memory(model, WINDOW), 3, 0.0, True, "", "").args
+    film = film_on_disk(remembering, storyboard)
+    sampler = film.film_sampler(None, None)
+    assert sampler.cast == ({"anna"}, {"ben"}, set(), {"anna"})
+    brought = (
+        render(remembering, film.plan, prompts=storyboard.conditionings, attached=True, cast=sampler.cast)
+        .chunks[-1]
+        .brought_frames
+    )
+    assert set(brought) <= set(range(6))
