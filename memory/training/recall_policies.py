@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from ..config import MemoryConfig
 from ..frame_pages import MIN_PAGES_PER_FRAME, FramePages, PageShape, cut_frame
 from ..positions import PositionPolicy
+from ..presets import DECMEM, LONGREEL, OMNIMEM, PRESETS
+from ..prompt_bank import PromptBankConfig
 from .storyworld import HEIGHT, NAMES, WIDTH
 
 TRAINED_CHUNKS = 12
@@ -20,19 +22,60 @@ FEWEST_CHARACTERS = 4
 FEWEST_FILMS = 2
 FRAME = cut_frame(HEIGHT // 16, WIDTH // 16, PageShape.SQUARE)
 MIN_GROUPS_PER_CHUNK = 8
+BUDGETS = (1, 2, 4, 8, 16, 32, 64)
+"""Pages that a group reads."""
+EVERY_PAGE = 100_000
 
 
-def recall_policies(chunk_frames: int) -> dict[str, MemoryConfig]:
+COMPARISONS = ("memories", "budgets", "ablations")
+"""What `--compare` sets side by side."""
+
+
+def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, MemoryConfig]:
     """The memories by name, for chunks of this many frames. A new policy is one line here."""
     window, trained = WINDOW_CHUNKS * chunk_frames, TRAINED_CHUNKS * chunk_frames
     full = {
         f"full, {positions.value}": MemoryConfig(None, 0, positions, trained)
         for positions in (PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS, PositionPolicy.CLAMPED)
     }
+    sink = MemoryConfig(window, chunk_frames, trained_frames=trained)
+    ours = replace(sink, bank=PRESETS[LONGREEL].bank)
+    if compare == "budgets":
+        return {
+            REFERENCE: full[REFERENCE],
+            **{f"LongReel, {pages} pages": _reading(ours, frames_worth=pages / FRAME.count) for pages in BUDGETS},
+        }
+    if compare == "ablations":
+        return {REFERENCE: full[REFERENCE], "LongReel": ours, **_ablations(ours)}
     return {
-        "window": MemoryConfig(window, 0, trained_frames=trained),
-        "window + sink": MemoryConfig(window, chunk_frames, trained_frames=trained),
+        "window": replace(sink, sink_frames=0),
+        "window + sink": sink,
         **full,
+        "LongReel": ours,
+        "LongReel, clamped": replace(ours, positions=PositionPolicy.CLAMPED),
+        "OmniMem": replace(sink, sink_frames=0, bank=PRESETS[OMNIMEM].bank),
+        "DecMem": replace(sink, sink_frames=0, bank=PRESETS[DECMEM].bank),
+        "prompt bank": replace(sink, prompt_bank=PromptBankConfig()),
+    }
+
+
+def _reading(ours: MemoryConfig, **changes: Any) -> MemoryConfig:
+    assert ours.bank is not None
+    return replace(ours, bank=replace(ours.bank, **changes))
+
+
+def _ablations(ours: MemoryConfig) -> dict[str, MemoryConfig]:
+    return {
+        "the window is chosen again": _reading(ours, exclude_window=False),
+        "one list a chunk": _reading(ours, groups=False),
+        "strips of 3 x 2": _reading(ours, pages=PageShape.STRIP),
+        "sixths of a frame": _reading(ours, pages=PageShape.SIXTH),
+        "one level": _reading(ours, index_frames=None, shortlist=EVERY_PAGE),
+        "index of 16 frames": _reading(ours, index_frames=16),
+        "shortlist of 32 pages": _reading(ours, shortlist=32),
+        "first shortlist kept": _reading(ours, refresh=False),
+        "8 bits": _reading(ours, eight_bit=True),
+        "no sink": replace(ours, sink_frames=0),
     }
 
 
@@ -48,6 +91,8 @@ FULL_CELLS = tuple(
     for chunks, distances in ((12, (1, 2, 6, 11)), (24, (6, 23)), (48, (6, 24, 40)))
     for distance in distances
 )
+LONG_CELLS = (Cell(12, 11), Cell(48, 40), Cell(120, 60))
+"""Four and ten times as long as a training clip; of 120 frames little may be read."""
 QUICK_CELLS = (Cell(12, 1), Cell(12, 11), Cell(24, 23))
 
 
@@ -62,12 +107,20 @@ class RecallBench:
     chunk_frames: int = 1
     characters: int = 5
     seed: int = 0
+    compare: str = "memories"
 
     def __post_init__(self) -> None:
         if self.films < FEWEST_FILMS:
             raise ValueError(
                 f"The recall bench needs at least {FEWEST_FILMS} films, got {self.films}. Use 96 for numbers to publish."
             )
+        if self.compare not in COMPARISONS:
+            raise ValueError(
+                f"The recall bench compares {', '.join(COMPARISONS)}, got {self.compare}. Choose one of them."
+            )
+        refusal = Geometry(self.chunk_frames).refusal if self.compare == "ablations" else None
+        if refusal is not None:
+            raise ValueError(refusal)
         if not 1 <= self.chunk_frames <= 3:
             raise ValueError(
                 f"The tiny model was trained on chunks of 1 to 3 frames, got {self.chunk_frames}. Use 1 or 3."
@@ -118,7 +171,7 @@ class Geometry:
         if self.pages_per_frame >= MIN_PAGES_PER_FRAME and self.groups_per_chunk >= MIN_GROUPS_PER_CHUNK:
             return None
         return (
-            f"An ablation of what is selected needs at least {MIN_PAGES_PER_FRAME} pages a frame and "
+            f"A comparison of ways to select needs at least {MIN_PAGES_PER_FRAME} pages a frame and "
             f"{MIN_GROUPS_PER_CHUNK} groups a chunk, got {self.pages_per_frame} and {self.groups_per_chunk}. Use longer "
             "chunks (--chunk-frames 3) or smaller groups."
         )

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--films", type=int, help="films for each film length and distance (default: 96; 10 with --quick)"
     )
     recall.add_argument("--weights", type=Path, metavar="FOLDER", help="a model that `longreel train tiny` made")
+    recall.add_argument(
+        "--compare",
+        metavar="WHAT",
+        default="memories",
+        help="memories (default), budgets: how much LongReel reads, or ablations: LongReel with one thing changed",
+    )
     recall.add_argument("--chunk-frames", type=int, default=1, help="latent frames of a chunk, 1 to 3 (default: 1)")
     recall.add_argument("--characters", type=int, default=5, help="characters of a film, 4 or more (default: 5)")
     recall.add_argument("--seed", type=int, default=0, help="another seed, other films (default: 0)")

@@ -69,7 +69,7 @@ class ProbeSampler(comfy.samplers.Sampler):
         session: RunSession = extra_args["model_options"]["transformer_options"][SESSION]
         for shot in (own, *self.other_shots):
             guider.shot = shot
-            session.begin(session.frames)  # what one prompt made the chunk choose is nothing to the next
+            session.begin(session.frames, shot)  # what one prompt made the chunk choose is nothing to the next
             started = _now()
             self.drawn.append(
                 self.inner.sample(
@@ -216,7 +216,7 @@ class RecallRun:
 
     def __init__(self, bench: RecallBench, model: TinyModel, samples: Samples) -> None:
         self.bench, self.model, self.samples = bench, model, samples
-        policies = recall_policies(bench.chunk_frames)
+        policies = recall_policies(bench.chunk_frames, bench.compare)
         self.remembering = {name: attach_memory(model.model, config) for name, config in policies.items()}
 
     def run(self, tell: Callable[[int], None]) -> None:
@@ -299,5 +299,7 @@ def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
         "seed": bench.seed,
         "sampler": SAMPLER,
         "levels": sampling_levels(),
-        "policies": {name: config.described() for name, config in recall_policies(bench.chunk_frames).items()},
+        "policies": {
+            name: config.described() for name, config in recall_policies(bench.chunk_frames, bench.compare).items()
+        },
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...memory.training.recall_plot import draw_recall
-from ...memory.training.recall_policies import FULL, QUICK, Geometry, RecallBench
+from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, Geometry, RecallBench
 from ...memory.training.recall_report import RecallReport
 from ...memory.training.recall_samples import Samples
 from ...memory.whole_file import ProjectError, whole_file
@@ -74,7 +74,9 @@ def _measure(args: argparse.Namespace) -> int:
 def _recall_bench(args: argparse.Namespace) -> RecallBench:
     """What the arguments ask for; ValueError where it makes no sense."""
     bench = QUICK if args.quick else FULL
-    chosen = {"chunk_frames": args.chunk_frames, "characters": args.characters, "seed": args.seed}
+    chosen: dict[str, Any] = {"chunk_frames": args.chunk_frames, "characters": args.characters, "seed": args.seed}
+    if args.compare != bench.compare:
+        chosen |= {"compare": args.compare, "cells": bench.cells if args.quick else LONG_CELLS}
     films = bench.films if args.films is None else args.films
     return dataclasses.replace(bench, films=films, drift_films=min(films, bench.drift_films), **chosen)
 
@@ -111,6 +113,7 @@ def _recall_header(
     for name in ("weights", "json", "plot"):
         if getattr(args, name) is not None:
             given.append(f"--{name} {getattr(args, name).name}")
+    given += [f"--compare {bench.compare}"] if bench.compare != FULL.compare else []
     given += [f"--chunk-frames {bench.chunk_frames}", f"--characters {bench.characters}", f"--seed {bench.seed}"]
     return {
         "command": f"longreel bench recall {' '.join(given)}",

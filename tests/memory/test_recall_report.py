@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from longreel.memory.frame_pages import FramePages
+from longreel.memory.presets import PRESETS
 from longreel.memory.training.recall_plot import COLOURS, PAPER, draw_recall
 from longreel.memory.training.recall_policies import (
+    COMPARISONS,
     FRAME,
     FULL,
     FULL_CELLS,
@@ -88,7 +90,8 @@ def test_rows_hold_all_that_is_promised_and_go_through_json() -> None:
         assert set(row) >= WANTED
         assert (row["films"], row["chunks"], row["distance"]) == (3, 12, 11)
         assert (row["seconds_per_chunk"], row["peak_bytes"]) == (pytest.approx(0.2), 1002)
-    assert [row["drift_db"] for row in said["rows"]] == [pytest.approx(10.0), None, None, None, None]
+    drifts = [row["drift_db"] for row in said["rows"]]
+    assert drifts == [pytest.approx(10.0), *[None] * (len(recall_policies(1)) - 1)]
     assert said["drift"][0]["background_psnr"] == [30.0, 29.0, 28.0, 20.0]
 
 
@@ -165,6 +168,8 @@ def test_the_full_bench_goes_to_four_times_the_training_length_and_40_chunks_bac
         ({"characters": 12}, "needs 4 to 11 characters a film, got 12"),
         ({"cells": (Cell(12, 12),)}, "after 1 to 11 chunks, got 12"),
         ({"seed": -1}, "a seed from 0 to 99, got -1"),
+        ({"compare": "everything"}, "compares memories, budgets, ablations, got everything"),
+        ({"compare": "ablations", "chunk_frames": 1}, r"at least 6 pages a frame and 8 groups a chunk, got 6 and 3"),
     ],
 )
 def test_a_bench_that_makes_no_sense_is_refused(wrong: dict[str, Any], said: str) -> None:
@@ -178,6 +183,17 @@ def test_an_ablation_needs_six_pages_a_frame_and_eight_groups_a_chunk() -> None:
     assert "got 6 and 3" in (Geometry(1).refusal or "")
     assert Geometry(1, dataclasses.replace(FRAME, group_tokens=6)).refusal is None
     assert "got 5 and 8" in (Geometry(1, FramePages(tuple(range(40)), 8, 5)).refusal or "")
+
+
+def test_every_comparison_has_the_full_memory_to_be_compared_with() -> None:
+    for compare in COMPARISONS:
+        policies = recall_policies(3, compare)
+        assert REFERENCE in policies
+        assert len(set(map(repr, policies.values()))) == len(policies)
+    ours = recall_policies(1)["LongReel"]
+    assert ours.bank == PRESETS["LongReel"].bank
+    read = (ours.sink_frames + (ours.window_frames or 0) - 1 + 2.5) / 119
+    assert read < 0.05  # of a film of 120 frames
 
 
 def test_the_plot_has_a_column_a_film_length_and_a_colour_a_policy() -> None:
