@@ -42,10 +42,18 @@ class Bank:
         return min(self.config.shortlist, self.store.capacity_frames * self.store.frame.count)
 
     @property
+    def listed(self) -> int:
+        """Pages that the shortlists of the present chunk hold: fewer than there is room for, where frames are few."""
+        frames = len(self.frames)
+        if self.config.index_frames is not None:
+            frames = min(frames, self.config.index_frames)
+        everything = len(self.frames) * self.store.frame.count
+        return everything if everything <= self.capacity else min(self.capacity, frames * self.store.frame.count)
+
+    @property
     def pages_read(self) -> int:
         """Pages that a group of the present chunk reads."""
-        available = len(self.frames) * self.store.frame.count
-        return min(self.config.pages_read(self.store.frame.count), self.capacity, available)
+        return min(self.config.pages_read(self.store.frame.count), self.listed)
 
     @property
     def bytes(self) -> int:
@@ -89,8 +97,7 @@ class Bank:
         step = self._steps[layer, stream] = self._steps.get((layer, stream), 0) + 1
         if step <= (STEPS_WITH_A_NEW_SHORTLIST if self.config.refresh else 1):
             self._bring(layer, stream, self._shortlist(layer, stream, queries), working, first_slot)
-        listed = min(self.capacity, len(self.frames) * self.store.frame.count)
-        means = self._means[stream, layer, :, :listed]
+        means = self._means[stream, layer, :, : self.listed]
         return select_pages(queries, means, self.pages_read, first_slot=first_slot)
 
     def _shortlist(self, layer: int, stream: int, queries: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from .page_store import PageStore
 from .page_table import PageTable
 from .positions import assign_times
 from .prompt_bank import PromptBankConfig, Wish, choose_bank
-from .select import Choice, select_frames
+from .select import EVERYTHING, Choice, select_frames
+from .transitions import Reach
 from .working_set import Copy, Placement, assign_places
 
 NO_WISH = Wish()
@@ -115,14 +116,15 @@ class KVMemory:
         self._lengths = self._order = torch.empty(0)
         self._places = []
 
-    def begin(self, frames: range, wish: Wish = NO_WISH) -> None:
+    def begin(self, frames: range, wish: Wish = NO_WISH, reach: Reach = EVERYTHING) -> None:
         """Choose what the chunk of these frames reads and bring it into the working set, turned to its time.
 
-        `wish` is what its prompt asks for; only a memory with a prompt bank listens.
+        `wish` is what its prompt asks for; only a memory with a prompt bank listens. `reach` is what a cut has left.
         """
-        choice = select_frames(self.table.frames, frames.start, self.chunk_frames, self.config)
+        choice = select_frames(self.table.frames, frames.start, self.chunk_frames, self.config, reach)
         if self.config.prompt_bank is not None:
-            choice = self._grant(wish, choice, frames.start, self.config.prompt_bank)
+            older = [frame for frame in self.table.frames if reach.bank_from <= frame < frames.start]
+            choice = self._grant(wish, choice, older, self.config.prompt_bank)
         self.read_frames = choice.read
         seen = sorted({*choice.read, *choice.bank})
         times = assign_times(self.config.positions, seen, frames, self.config.trained_frames)
@@ -219,9 +221,9 @@ class KVMemory:
         for frame in frames:
             del self._versions[frame]
 
-    def _grant(self, wish: Wish, choice: Choice, start_frame: int, config: PromptBankConfig) -> Choice:
+    def _grant(self, wish: Wish, choice: Choice, older: Sequence[int], config: PromptBankConfig) -> Choice:
         """The choice with the frames that are wished for, and without those that are vetoed."""
-        waiting = [frame for frame in self.table.frames if frame < start_frame and frame not in choice.read]
+        waiting = [frame for frame in older if frame not in choice.read]
         first_slot = self.table.first_slot
         brought = choose_bank(
             waiting, wish, config, lambda pool: self.store.likeness([*map(first_slot, pool)]).tolist()

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .config import MemoryConfig
+from .transitions import Reach
+
+EVERYTHING = Reach()
 
 
 class Choice(NamedTuple):
@@ -15,21 +18,26 @@ class Choice(NamedTuple):
     bank: tuple[int, ...]
 
 
-def select_frames(remembered: Sequence[int], start_frame: int, chunk_frames: int, config: MemoryConfig) -> Choice:
+def select_frames(
+    remembered: Sequence[int],
+    start_frame: int,
+    chunk_frames: int,
+    config: MemoryConfig,
+    reach: Reach = EVERYTHING,
+) -> Choice:
     """Sink and window for everybody; what lies between them is the bank, if the memory has one.
 
     The sink is the oldest `sink_frames` of the film, the window the newest frames that it leaves beside the chunk.
     `remembered` are readable frames in any order, `start_frame` is the chunk's first frame in the film (an index in the
     chunk would never let anything out of the window, as in OmniMem's released cache) and `chunk_frames` the planned length
-    of a chunk. A window of None reads everything before the chunk.
+    of a chunk. A window of None reads everything before the chunk. `reach` is what a cut has left.
     """
     older = [frame for frame in sorted(remembered) if frame < start_frame]
-    if config.window_frames is None:
-        return Choice(tuple(older), ())
-    window_start = start_frame - (config.window_frames - chunk_frames)
+    behind = start_frame if config.window_frames is None else config.window_frames - chunk_frames
+    window_start = max(start_frame - behind, reach.window_from)
     read = tuple(frame for frame in older if frame < config.sink_frames or frame >= window_start)
     if config.bank is None:
         return Choice(read, ())
-    oldest = 0 if config.bank.look_back is None else start_frame - config.bank.look_back
+    oldest = max(reach.bank_from, 0 if config.bank.look_back is None else start_frame - config.bank.look_back)
     taken = set(read) if config.bank.exclude_window else set()
     return Choice(read, tuple(frame for frame in older if frame >= oldest and frame not in taken))

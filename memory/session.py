@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .kv_memory import NO_WISH, KVMemory
+from .select import EVERYTHING
 from .story import Story
+from .transitions import Reach
 
 
 class Phase(Enum):
@@ -57,13 +59,19 @@ class RunSession:
     """State of one run: memory, phase and the frames being made. Made before sampling, dropped in `finally`."""
 
     def __init__(
-        self, memory: KVMemory, text_tokens: int = 0, folder: Path | None = None, story: Story | None = None
+        self,
+        memory: KVMemory,
+        text_tokens: int = 0,
+        folder: Path | None = None,
+        story: Story | None = None,
+        reaches: tuple[Reach, ...] = (),
     ) -> None:
         """`text_tokens` is the length of the longest prompt whose keys and values are kept for a shot; 0 keeps none.
 
-        `folder` takes the pages that lie beside the card; without one they are in RAM. `story` is what prompts ask for.
+        `folder` takes the pages that lie beside the card; without one they are in RAM. `story` is what prompts ask for,
+        `reaches` how far back each shot may look; a shot without one looks back as far as memory goes.
         """
-        self.memory, self.folder, self.story = memory, folder, story
+        self.memory, self.folder, self.story, self.reaches = memory, folder, story, reaches
         self.text_tokens = text_tokens
         self._text: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self.phase = Phase.DENOISE
@@ -102,7 +110,8 @@ class RunSession:
     def begin(self, frames: range, shot: int = 0) -> None:
         """Start the chunk of these frames under the prompt of this shot."""
         self.frames, self.rope = frames, None
-        self.memory.begin(frames, NO_WISH if self.story is None else self.story.wish(shot))
+        reach = self.reaches[shot] if shot < len(self.reaches) else EVERYTHING
+        self.memory.begin(frames, NO_WISH if self.story is None else self.story.wish(shot), reach)
 
     @contextmanager
     def committing(self) -> Iterator[None]:

@@ -18,8 +18,10 @@ from torch import Tensor
 from ..memory.chunks import Plan
 from ..memory.config import MemoryConfig
 from ..memory.project import Project
+from ..memory.transitions import Blend, blends, reaches
 from .film_check import check_film
 from .host.attach import attach_memory, memory_config
+from .host.conditioning import blended
 from .host.film_sampler import FilmSampler, SeededNoise
 from .host.fingerprint import conditioning_fingerprint, described, model_fingerprint, tensor_fingerprint
 from .host.guider import FilmGuider
@@ -108,12 +110,22 @@ class Film:
             return FilmResult(latents, video, project.trace_path, project.folder)
 
     def _run(self, project: Project, recorder: Recorder) -> None:
-        guider = FilmGuider(self.remembering, self.storyboard.conditionings, self.storyboard.negative, self.cfg)
+        guider = self.guider()
         sampler = self.film_sampler(project, recorder)
         template = torch.zeros(1, self.channels, self.plan.longest_chunk, *self.latent_size)
         steps = len(self.plan.chunks) * (len(self.sigmas) - 1)
         progress = latent_preview.prepare_callback(self.remembering, steps)
         guider.sample(template, template, sampler, self.sigmas, callback=progress, disable_pbar=True, seed=self.seed)
+
+    def guider(self) -> FilmGuider:
+        """The guider of this film: a prompt for each shot, and behind them one for each chunk that blends two."""
+        prompts = self.storyboard.conditionings
+        mixed = [blended(prompts[blend.shot - 1], prompts[blend.shot], blend.weight) for blend in self._blends]
+        return FilmGuider(self.remembering, (*prompts, *mixed), self.storyboard.negative, self.cfg)
+
+    @property
+    def _blends(self) -> tuple[Blend, ...]:
+        return blends(self.plan, self.storyboard.transitions, self.storyboard.fps)
 
     def film_sampler(self, project: Project | None, recorder: Recorder | None) -> FilmSampler:
         """The sampler that makes this film; without a project and recorder nothing is kept."""
@@ -128,6 +140,11 @@ class Film:
             finished=(lambda chunk, guider: None) if recorder is None else recorder.finished,
             cast=tuple(frozenset(shot.characters) for shot in self.storyboard.board.shots),
             fps=self.storyboard.fps,
+            reaches=reaches(self.plan, self.storyboard.transitions),
+            prompts={
+                (self.plan.chunks[blend.chunk].frames.start, blend.shot): len(self.storyboard.conditionings) + at
+                for at, blend in enumerate(self._blends)
+            },
         )
 
     def _settings(self) -> dict[str, Any]:

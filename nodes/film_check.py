@@ -11,7 +11,6 @@ import comfy.model_management
 from ..memory.project import check_project_name
 from .host.attach import adapter_for, plan_memory, plan_story
 from .host.conditioning import check_conditioning
-from .host.guider import FilmGuider
 from .host.page_tier import check_page_room
 from .host.streaming_decode import StreamingDecoder
 
@@ -87,7 +86,7 @@ def _check_start(film: Film) -> None:
 
 
 def _check_memory(film: Film) -> None:
-    guider = FilmGuider(film.remembering, film.storyboard.conditionings, film.storyboard.negative, film.cfg)
+    guider = film.guider()
     sampler = film.film_sampler(None, None)
     memory = plan_memory(film.remembering, sampler, guider.streams)
     plan_story(guider, sampler)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..memory.chunks import Plan, plan_chunks, snap_shots, snapped_times
-from ..memory.storyboard import Storyboard
+from ..memory.storyboard import Storyboard, Transition
 
-SUPPORTED_TRANSITIONS = ("keep", "recache")
 SLOWEST_FPS, FASTEST_FPS = 1.0, 120.0
 
 
@@ -31,6 +30,11 @@ class PlannedStoryboard:
     def seeds(self, film_seed: int) -> tuple[int, ...]:
         """The seed of each shot: its own, or the film's."""
         return tuple(film_seed if shot.seed is None else shot.seed for shot in self.board.shots)
+
+    @property
+    def transitions(self) -> tuple[Transition, ...]:
+        """How each shot begins."""
+        return tuple(shot.transition for shot in self.board.shots)
 
     @property
     def recache_shots(self) -> frozenset[int]:
@@ -62,16 +66,9 @@ def plan_storyboard(
 ) -> PlannedStoryboard:
     """Snap the shots to chunks.
 
-    Raises ValueError when the frame rate makes no film, or a shot is too short for a chunk or asks for a transition
-    that does not exist yet.
+    Raises ValueError when the frame rate makes no film, or a shot is too short for a chunk.
     """
     if not SLOWEST_FPS <= fps <= FASTEST_FPS:
         raise ValueError(f"The film needs {SLOWEST_FPS:g} to {FASTEST_FPS:g} fps, got {fps:g}. Use 16 for Wan.")
-    for number, shot in enumerate(board.shots, start=1):
-        if shot.transition.kind not in SUPPORTED_TRANSITIONS:
-            raise ValueError(
-                f"Shot {number} asks for the transition '{shot.transition}'; the ones that work are "
-                f"{' and '.join(SUPPORTED_TRANSITIONS)}. Use recache to let the new prompt act at once."
-            )
     chunks = snap_shots([shot.seconds for shot in board.shots], fps, frames_per_chunk)
     return PlannedStoryboard(board, conditionings, negative, fps, frames_per_chunk, chunks)

@@ -92,6 +92,9 @@ class Recorder:
             fps, plan = self._film.storyboard.fps, self._film.plan.summary()
             prompts = [shot.prompt for shot in self._film.storyboard.board.shots]
             self._trace.begin({"fps": fps, "plan": plan, "prompts": prompts, "peak_kv_bytes": guider.peak_bytes})
+        shot = self._film.plan.shots()[done.chunk.shot]
+        transition = str(self._film.storyboard.transitions[done.chunk.shot])
+        begins = {"transition": transition} if done.chunk.index == shot[0].index and done.chunk.shot > 0 else {}
         self._trace.add(
             {
                 "chunk": done.chunk.index,
@@ -100,6 +103,7 @@ class Recorder:
                 "read_frames": list(done.read_frames),
                 "brought_frames": list(done.brought_frames),
                 "frames_worth": round(done.frames_worth, 3),
+                **begins,
                 "recached_frames": list(done.recached_frames),
                 "denoise_ms": round(done.denoise_seconds * 1000, 3),
                 "commit_ms": round(done.commit_seconds * 1000, 3),

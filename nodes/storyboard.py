@@ -32,7 +32,8 @@ class StoryboardNode(io.ComfyNode):
             description=(
                 "Write the whole film here, shot by shot: [0s-5s] or [5s] starts a shot, '@anna: a girl in a red coat' "
                 "introduces a character once and @anna brings her back later, a 'style:' line goes to every shot. "
-                "Inside the brackets a shot may have its own seed and a transition: [5s, seed 42, recache]."
+                "Inside the brackets a shot may have its own seed and a transition (keep, recache, blend 2s, cut, cut clean): "
+                "[5s, seed 42, recache]."
             ),
             search_aliases=["shots", "prompt schedule", "long video", "script", "prompt travel"],
             inputs=[

@@ -65,7 +65,7 @@ def _with_session(
     guider.model_options = create_model_options_clone(before)
     with ExitStack() as closing:
         folder = None if fits_in_ram(memory.host_bytes) else Path(closing.enter_context(page_folder()))
-        session = RunSession(memory, guider.text_tokens, folder, story)
+        session = RunSession(memory, guider.text_tokens, folder, story, sampler.reaches)
         guider.model_options["transformer_options"][SESSION] = session
         try:
             return executor(noise, latent, sampler, *args, **kwargs)

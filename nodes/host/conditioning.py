@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch.nn.functional import pad
+
 _REFUSED = {
     "reference_latents": "reference latents",
     "context_latents": "context latents",
@@ -42,3 +45,14 @@ def check_conditioning(owner: str, conditioning: Sequence[Any], text_width: int)
             f"{owner} needs a plain prompt, got one with {' and '.join(found)}: memory cannot be combined with that. "
             "Remove the node that adds it to the conditioning."
         )
+
+
+def blended(before: Any, after: Any, weight: float) -> list[Any]:
+    """One prompt between two: `weight` of the second one's vectors, the shorter one filled up with zeros, as padding is.
+
+    What else a prompt carries is taken from the second.
+    """
+    (first, _), (second, extras) = before[0], after[0]
+    words = max(first.shape[1], second.shape[1])
+    first, second = (pad(x, (0, 0, 0, words - x.shape[1])) for x in (first, second))
+    return [[torch.lerp(first, second.to(first), weight), extras]]

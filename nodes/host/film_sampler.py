@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import comfy.model_management
@@ -14,6 +14,7 @@ from torch import Tensor
 from ...memory.chunks import Chunk, Plan, chunk_seed
 from ...memory.rollout import FinishedChunk, Rollout
 from ...memory.session import RunSession
+from ...memory.transitions import Reach
 from .guider import FilmGuider
 from .keys import SESSION
 
@@ -54,7 +55,9 @@ class FilmSampler(comfy.samplers.Sampler):
 
     `inner` is a SAMPLER that denoises a chunk, or None for the few-step form of causal checkpoints: predict clean frames,
     add fresh noise at the next level. `load` gives the latents of a chunk that an earlier run made, or None. `start` is a
-    LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None. `cast` are the characters of each shot.
+    LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None. `cast` are the characters of each shot,
+    `reaches` how far back it may look. `prompts` names another prompt of the guider than the shot's own, by the first frame
+    of a chunk and its shot.
     """
 
     plan: Plan
@@ -67,6 +70,8 @@ class FilmSampler(comfy.samplers.Sampler):
     finished: Callable[[FinishedChunk, FilmGuider], None]
     cast: tuple[frozenset[str], ...] = ()
     fps: float = 16.0
+    reaches: tuple[Reach, ...] = ()
+    prompts: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     def sample(
         self,
@@ -114,6 +119,7 @@ class ChunkSteps:
         self._callback, self._template = callback, template
         self._levels: list[float] = sigmas.tolist()
         self._sampling = guider.inner_model.model_sampling
+        self._session: RunSession = extra_args["model_options"]["transformer_options"][SESSION]
 
     def to_device(self, latents: Tensor | None) -> Tensor | None:
         """The latents where and as the sampler works on them."""
@@ -121,19 +127,18 @@ class ChunkSteps:
 
     def denoise(self, chunk: Chunk) -> Tensor:
         """Clean latents `[1, C, T, H, W]` of the chunk."""
-        self._enter(chunk.shot)
+        self._enter(self._film.prompts.get((chunk.frames.start, chunk.shot), chunk.shot))
         denoise = self._few_steps if self._film.inner is None else self._many_steps
         return denoise(chunk)
 
     def commit(self, latents: Tensor, shot: int) -> None:
-        """Run clean latents at t = 0 under the prompt of this shot."""
-        self._enter(shot)
+        """Run clean latents at t = 0 under the prompt of this shot, or the one that their chunk was made under."""
+        self._enter(self._film.prompts.get((self._session.frames.start, shot), shot))
         self._guider.commit(latents, self._extra_args["model_options"])
 
     def _enter(self, shot: int) -> None:
         if shot != self._guider.shot:
-            session: RunSession = self._extra_args["model_options"]["transformer_options"][SESSION]
-            session.forget_text()
+            self._session.forget_text()
         self._guider.shot = shot
 
     def _draw(self, chunk: Chunk, step: int) -> Tensor:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import FORWARD_ERROR, relative_error
-from tensors_held import bytes_of, tensors_of
+from tensors_held import bytes_of, nan_memory, tensors_of
 from torch import Tensor
 
 from longreel.memory.config import BankConfig, KVSpec, MemoryConfig
@@ -138,6 +138,27 @@ def test_two_levels_with_room_for_every_frame_choose_as_one_level_does() -> None
     by_flat, by_roomy, by_narrow = (attended(film(config, 6), q, k, v) for config in (flat, roomy, narrow))
     assert torch.equal(by_flat, by_roomy)
     assert not torch.equal(by_flat, by_narrow)
+
+
+@given(
+    st.integers(1, 40),
+    st.none() | st.integers(1, 9),
+    st.floats(0.1, 8.0),
+    st.integers(0, 7),
+    st.sampled_from(PageShape),
+    st.booleans(),
+)
+@settings(max_examples=30)
+def test_nothing_that_was_never_written_is_read(
+    shortlist: int, index: int | None, worth: float, chunks: int, shape: PageShape, eight_bit: bool
+) -> None:
+    bank = BankConfig(worth, shape, shortlist=shortlist, index_frames=index, eight_bit=eight_bit)
+    with nan_memory():
+        memory = film(MemoryConfig(3, 1, bank=bank), chunks)
+    for _ in range(3):
+        assert not attended(memory, *drawn(99, frames=3)).isnan().any()
+    assert memory.bank is not None
+    assert memory.bank.pages_read <= memory.bank.listed <= memory.bank.capacity
 
 
 def test_a_shortlist_is_chosen_at_the_first_two_steps_and_for_the_commit() -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import FORWARD_ERROR, relative_error
-from tensors_held import bytes_of, tensors_of
+from tensors_held import bytes_of, nan_memory, tensors_of
 from torch import Tensor
 
 from longreel.kernels.page_copy import time_rotation
@@ -26,17 +23,6 @@ FULL = MemoryConfig(window_frames=None, sink_frames=0)
 
 def spec(layers: int = 2) -> KVSpec:
     return KVSpec(layers, HEADS, HEAD_DIM, ROWS, COLUMNS, TIME_CHANNELS, THETA, torch.float32, torch.device("cpu"))
-
-
-@contextmanager
-def nan_memory() -> Iterator[None]:
-    """Every byte that was not written reads as NaN."""
-    empty = torch.empty
-    torch.empty = lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan"))
-    try:
-        yield
-    finally:
-        torch.empty = empty
 
 
 def make_memory(config: MemoryConfig, chunk_frames: int, film_frames: int, streams: int = 1) -> KVMemory:

@@ -289,8 +289,6 @@ BAD_STORYBOARDS: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
     "a style alone": ("style: soft", 16.0, 3, ("at least one shot",)),
     "a shot of no seconds": ("[0s] a beach", 16.0, 3, ("line 1", "more than 0s")),
     "a shot shorter than a chunk": ("[5s] a beach\n[0.1s] a wood", 16.0, 3, ("shot 2 is too short", "0.75 s")),
-    "a blend": ("[5s] a beach\n[5s, blend 1s] a wood", 16.0, 3, ("Shot 2", "'blend 1s'", "keep and recache")),
-    "a cut": ("[5s] a beach\n[5s, cut] a wood", 16.0, 3, ("Shot 2", "'cut", "keep and recache")),
     "no frame rate": ("[5s] a beach", 0.0, 3, ("1 to 120 fps", "got 0", "Use 16")),
     "an absurd frame rate": ("[5s] a beach", 1e12, 3, ("1 to 120 fps", "got 1e+12")),
     "a frame rate that is no number": ("[5s] a beach", float("nan"), 3, ("1 to 120 fps", "got nan")),
