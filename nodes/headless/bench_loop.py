@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...memory.chunks import Chunk, Plan, plan_frames
 from ...memory.config import MemoryConfig
+from ...memory.prompt_bank import PromptBankConfig
 from ...memory.rollout import FinishedChunk
 from ..host.attach import attach_memory
 from ..host.build import TinyWanSpec, build_tiny_wan
@@ -58,12 +59,20 @@ class LoopResult:
     our_seconds: list[float]
     error: float
     chunk_seconds: list[float]
+    bank_seconds: list[float]
+    equal_seconds: list[float]
 
     @property
     def ratio(self) -> float:
         """Our time over the host's: the median of the ratios of runs made one after the other."""
         pairs = zip(self.our_seconds, self.host_seconds, strict=True)
         return statistics.median(ours / theirs for ours, theirs in pairs)
+
+    @property
+    def bank_over_window(self) -> float:
+        """Time of a chunk whose prompt brings 3 frames back over one that reads equally many through a larger window."""
+        pairs = zip(self.bank_seconds, self.equal_seconds, strict=True)
+        return statistics.median(bank / window for bank, window in pairs)
 
     @property
     def late_over_early(self) -> float | None:
@@ -75,7 +84,12 @@ class LoopResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        return {**asdict(self), "ratio": self.ratio, "late_over_early": self.late_over_early}
+        return {
+            **asdict(self),
+            "ratio": self.ratio,
+            "late_over_early": self.late_over_early,
+            "bank_over_window": self.bank_over_window,
+        }
 
     def table(self) -> str:
         """The result for people, in Markdown."""
@@ -88,12 +102,17 @@ class LoopResult:
         ]
         if late is not None:
             rows.append((f"window + sink, chunk {LATE} over chunk {EARLY}", "", f"{late:.3f}"))
+        bank, window = (statistics.median(seconds) for seconds in (self.bank_seconds, self.equal_seconds))
+        rows.append(("a chunk of one step, 3 frames in the window instead of a bank", f"{window:.3f}", "1"))
+        rows.append(
+            ("a chunk of one step, 3 frames brought back by the prompt", f"{bank:.3f}", f"{self.bank_over_window:.3f}")
+        )
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         return "\n".join([*lines, f"same film to {self.error:.1e}; {self.machine}"])
 
 
 def measure_loop(bench: LoopBench, host_version: str) -> LoopResult:
-    """Correctness first, then interleaved runs, then one long film.
+    """Correctness first, then interleaved runs, one long film, and films with and without a bank.
 
     Raises RuntimeError when both sides do not make the same film.
     """
@@ -111,10 +130,22 @@ def measure_loop(bench: LoopBench, host_version: str) -> LoopResult:
     for run in range(bench.runs):
         for side in (0, 1) if run % 2 == 0 else (1, 0):
             seconds[side].append(_timed(sides[side]))
-    chunk_seconds = _chunk_seconds(model, bench.long_chunks)
-    return LoopResult(bench, {**machine(host_version), "commit": source_commit()}, *seconds, error, chunk_seconds)
+    chunk_seconds = _chunk_seconds(attach_memory(model, LONGLIVE), bench.long_chunks)
+    remembering = [attach_memory(model, config) for config in (WITH_BANK, WITHOUT_BANK)]
+    steady: tuple[list[float], list[float]] = ([], [])
+    for run in range(bench.runs):
+        for side in (0, 1) if run % 2 == 0 else (1, 0):
+            chunks = _chunk_seconds(remembering[side], BANK_CHUNKS)
+            steady[side].append(statistics.median(chunks[BANK_STEADY:]))
+    facts = {**machine(host_version), "commit": source_commit()}
+    return LoopResult(bench, facts, *seconds, error, chunk_seconds, *steady)
 
 
+LONGLIVE = MemoryConfig(window_frames=9, sink_frames=3)
+# Both read 12 older frames.
+WITH_BANK = replace(LONGLIVE, prompt_bank=PromptBankConfig(frames=3))
+WITHOUT_BANK = MemoryConfig(window_frames=12, sink_frames=3)
+BANK_CHUNKS, BANK_STEADY = 16, 8
 MAX_ERROR = 1e-4  # float32 rounding through a rollout
 SEED = 7
 
@@ -193,8 +224,8 @@ def _our_film(
     return torch.cat(chunks, dim=2).cpu()
 
 
-def _chunk_seconds(model: ModelPatcher, chunks: int) -> list[float]:
-    """Seconds of each chunk of a film with window 9 and sink 3, one step a chunk."""
+def _chunk_seconds(remembering: ModelPatcher, chunks: int) -> list[float]:
+    """Seconds of each chunk of a film, one step a chunk."""
     ticks = [time.perf_counter()]
 
     def tick(done: FinishedChunk) -> None:
@@ -202,7 +233,6 @@ def _chunk_seconds(model: ModelPatcher, chunks: int) -> list[float]:
         ticks.append(time.perf_counter())
 
     if chunks:
-        remembering = attach_memory(model, MemoryConfig(window_frames=9, sink_frames=3))
         _our_film(remembering, plan_frames(chunks * CHUNK_FRAMES, CHUNK_FRAMES), ONE_STEP, tick)
     return [after - before for before, after in pairwise(ticks)]
 

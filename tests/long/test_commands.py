@@ -60,3 +60,4 @@ def test_the_loop_costs_no_more_than_the_hosts_and_does_not_slow_down(host: Host
     assert result.ratio <= 1.05
     assert late is not None
     assert late <= 1.1
+    assert result.bank_over_window <= 1.03
