@@ -56,8 +56,6 @@ HALF_LSE_ERROR = 1e-4
 MERGE_ROUNDINGS = 2.0
 # Rounding to 8 bits moves a number by half a code; the last bits of scale and mean come on top.
 CODE_ERROR = 0.501
-# Half a code of 127, the largest of a token's normal numbers about 3 times a usual one: 0.7 %.
-RECORDED_IN_8_BITS = 0.01
 # The same sum in float32, in another order, or of keys that were turned first.
 SAME_SUM = 1e-5
 

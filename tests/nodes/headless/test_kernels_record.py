@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from numerics import SAME_SUM
+from numerics import CODE_ERROR
 from torch import Tensor
 
 from longreel.kernels.bench.recorded import TENSORS, load_recording
 from longreel.memory.session import LayerCall, RunSession
-from longreel.nodes.headless.bench_recall import TinyModel
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
-from longreel.nodes.headless.kernels_record import CHUNKS, LAYERS, record
+from longreel.nodes.headless.kernels_record import CHUNKS, LAYERS
 
 
-def test_recorded_keys_are_those_that_the_product_keeps(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_keys_are_those_that_the_product_keeps(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: dict[int, list[Tensor]] = {layer: [] for layer in LAYERS}
     attend = RunSession.attend
 
@@ -27,17 +28,14 @@ def test_recorded_keys_are_those_that_the_product_keeps(host: Host, monkeypatch:
         return attend(self, call)
 
     monkeypatch.setattr(RunSession, "attend", listening)
-    recording = record(TinyModel())
+    assert main(["bench", "kernels", "--record", str(tmp_path / "film.safetensors")]) == 0
+    recording, ships = load_recording(tmp_path / "film.safetensors"), load_recording()
+    assert recording.facts.keys() == ships.facts.keys()
+    assert all(getattr(recording, name).shape == getattr(ships, name).shape for name in TENSORS)
     heads = recording.k.shape[0] // len(LAYERS)
     for at, layer in enumerate(LAYERS):
         assert len(kept[layer]) == CHUNKS
         product = torch.cat(kept[layer]).transpose(0, 1)  # [H, T, D], the last chunk behind the history
         ours = torch.cat([recording.k, recording.own_k[-1]], dim=1)[at * heads : (at + 1) * heads]
-        assert (ours - product).norm() < SAME_SUM * product.norm()
-
-
-def test_the_command_writes_a_recording_of_the_shape_that_ships(host: Host, tmp_path: Path) -> None:
-    assert main(["bench", "kernels", "--record", str(tmp_path / "film.safetensors")]) == 0
-    made, ships = load_recording(tmp_path / "film.safetensors"), load_recording()
-    assert made.facts.keys() == ships.facts.keys()
-    assert all(getattr(made, name).shape == getattr(ships, name).shape for name in TENSORS)
+        code = product.abs().amax(dim=-1, keepdim=True) / 127
+        assert ((ours - product).abs() <= CODE_ERROR * code).all()
