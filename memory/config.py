@@ -108,8 +108,8 @@ class MemoryConfig:
         if self.window_frames is not None and chunk_frames > self.window_frames:
             raise ValueError(
                 f"A chunk of {chunk_frames} frames is longer than the window of {self.window_frames} frames: the window "
-                f"counts the chunk being made. Set 'window' of Sparse KV Memory to {chunk_frames} or more (add that node "
-                "if it is not there), or turn 'chunk' of Storyboard down."
+                f"counts the chunk being made. Set 'window' of Sparse KV Memory to {chunk_frames} or more with preset "
+                "'window + sink' or 'custom' (add that node if it is not there), or turn 'chunk' of Storyboard down."
             )
         if self.positions is PositionPolicy.CLAMPED and chunk_frames >= self.trained_frames:
             raise ValueError(

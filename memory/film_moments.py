@@ -34,7 +34,7 @@ def _frames_of(part: str, plan: Plan, fps: float) -> range:
                 f"'{part}' needs to be one of the film's {len(shots)} shots. Write shot 1 to shot {len(shots)}."
             )
         chunks = shots[number - 1]
-        return range(chunks[0].frames.start, chunks[-1].frames.stop)
+        return range(0 if number == 1 else chunks[0].frames.start, chunks[-1].frames.stop)  # a start image is in shot 1
     times = [read_seconds(end.strip()) for end in part.split("-")]
     known = [time for time in times if time is not None]
     if len(known) != len(times) or len(times) > 2:

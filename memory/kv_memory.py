@@ -123,7 +123,8 @@ class KVMemory:
         """
         choice = select_frames(self.table.frames, frames.start, self.chunk_frames, self.config, reach)
         if self.config.prompt_bank is not None:
-            older = [frame for frame in self.table.frames if reach.bank_from <= frame < frames.start]
+            open_frames = {*range(reach.bank_from, frames.start), *wish.pinned}
+            older = [frame for frame in self.table.frames if frame < frames.start and frame in open_frames]
             choice = self._grant(wish, choice, older, self.config.prompt_bank)
         self.read_frames = choice.read
         seen = sorted({*choice.read, *choice.bank})

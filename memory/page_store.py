@@ -51,27 +51,28 @@ class PageStore:
         return self.streams * spec.layers * spec.heads * head + slots * torch.int32.itemsize
 
     def allocate(self, folder: Path | None = None) -> None:
-        """Take the memory; keys and values lie in files in `folder`, where one is given."""
+        """Take the memory; all that grows with the film lies in files in `folder`, where one is given."""
         spec = self.spec
         lead = (self.streams, spec.layers, spec.heads)
         slots = self.capacity_frames * self.frame.count
         pages = (*lead, slots, self.frame.page_tokens, spec.head_dim)
         kind = torch.int8 if self.eight_bit else spec.dtype
-        self._k, self._v = (
-            self._empty(pages, kind) if folder is None else _in_file(folder / name, pages, kind) for name in "kv"
-        )
+
+        def take(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            if folder is None:
+                return torch.empty(shape, dtype=dtype, device=self.device)
+            return torch.from_file(str(folder / name), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+
+        self._k, self._v = (take(name, pages, kind) for name in ("keys", "values"))
         if self.eight_bit:
-            self._k_scale, self._v_scale = (self._empty(pages[:-1], torch.float32) for _ in range(2))
-            self._k_mean = self._empty((*lead, spec.head_dim), torch.float32)
-        self._page_means = self._empty((*lead, slots, spec.head_dim), spec.dtype)
-        self._frame_means = self._empty((*lead, self.capacity_frames if self.indexed else 0, spec.head_dim), spec.dtype)
+            scales = ("key_scales", "value_scales")
+            self._k_scale, self._v_scale = (take(name, pages[:-1], torch.float32) for name in scales)
+            self._k_mean = torch.empty((*lead, spec.head_dim), dtype=torch.float32, device=self.device)
+        self._page_means = take("page_means", (*lead, slots, spec.head_dim), spec.dtype)
+        if self.indexed:
+            self._frame_means = take("frame_means", (*lead, self.capacity_frames, spec.head_dim), spec.dtype)
         lengths = torch.tensor(self.frame.lengths, dtype=torch.int32, device=self.device)
         self._lengths = lengths.repeat(self.capacity_frames)
-
-    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        # A kernel on a card reads host memory where it is pinned.
-        pinned = self.device.type == "cpu" and self.spec.device.type == "cuda"
-        return torch.empty(shape, dtype=dtype, device=self.device, pin_memory=pinned)
 
     def pages(self, layer: int, stream: int) -> Pages:
         """The pages of one layer and stream."""
@@ -117,8 +118,3 @@ class PageStore:
             frames = self._slots[:: self.frame.count].long() // self.frame.count
             means = k.unflatten(0, (len(frames), -1)).mean(dim=1, dtype=torch.float32)  # [frames, H, D]
             self._frame_means[stream, layer, :, frames] = means.transpose(0, 1).to(self.spec.dtype)
-
-
-def _in_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor whose numbers lie in a new file."""
-    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)

@@ -11,8 +11,8 @@ DECMEM_PAGES, DECMEM_PAGES_PER_FRAME = 80, 6
 
 PRESETS: dict[str, MemoryConfig] = {
     LONGREEL: MemoryConfig(window_frames=9, sink_frames=3, bank=BankConfig(frames_worth=2.5)),
-    # 16 pages of 15 x 2 tokens for each 15 queries, no sink. Its own code offers all pages at every step; so do we, as far
-    # as the shortlist goes.
+    # 16 pages of 15 x 2 tokens for each 15 queries, no sink. Its own code offers all pages at every step, we offer those of
+    # the shortlist.
     OMNIMEM: MemoryConfig(
         window_frames=9,
         sink_frames=0,

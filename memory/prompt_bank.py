@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 LIKENESS_POOL = 64
-"""Best frames that are compared with each other: likeness costs a product for each pair."""
+"""Best frames that are compared with each other at least: likeness costs a product for each pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def choose_bank(
     free = [frame for frame in frames if frame not in wish.vetoed]
     chosen = [frame for frame in free if frame in wish.pinned][: config.frames]
     ranked = sorted(set(free) - set(chosen), key=lambda frame: (-wish.scores.get(frame, 0.0), -frame))
-    pool = [*chosen, *ranked[:LIKENESS_POOL]]
+    pool = [*chosen, *ranked[: max(LIKENESS_POOL, 2 * config.frames)]]
     alike = likeness(pool) if config.variety > 0 and len(pool) > config.frames else None
     taken = list(range(len(chosen)))
     waiting = list(range(len(chosen), len(pool)))

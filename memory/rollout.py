@@ -62,10 +62,10 @@ class Rollout:
             if chunk.shot != shot and chunk.shot in recache_shots:
                 recached = self._recache(chunk.shot)
             shot = chunk.shot
+            started = time.perf_counter()
             self._session.begin(chunk.frames, chunk.shot)
             memory = self._session.memory
             read_frames, brought, frames_worth = memory.read_frames, memory.brought_frames, memory.frames_worth
-            started = time.perf_counter()
             saved = self._load(chunk.index)
             latents = self._denoise(chunk) if saved is None else saved
             denoised = time.perf_counter()
@@ -95,13 +95,13 @@ class Rollout:
         self._recent = {past: kept for past, kept in self._recent.items() if read.intersection(past)}
 
     def _recache(self, shot: int) -> tuple[int, ...]:
-        """Frames of the window, encoded anew, oldest first; chunks that hold sink frames stay as they are.
+        """Frames of the window, encoded anew, oldest first; chunks that hold sink frames or lie before a cut stay as they are.
 
         Without a window that is all of the film behind the sink.
         """
         memory = self._session.memory
-        sink = memory.config.sink_frames
-        pieces = [(frames, latents) for frames, latents in self._recent.items() if frames.start >= sink]
+        first = max(memory.config.sink_frames, self._session.reach(shot).window_from)
+        pieces = [(frames, latents) for frames, latents in self._recent.items() if frames.start >= first]
         stale = {frame for frames, _ in pieces for frame in frames}
         memory.forget(stale.intersection(memory.table.frames))
         for frames, latents in sorted(pieces, key=lambda piece: piece[0].start):

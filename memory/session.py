@@ -110,8 +110,11 @@ class RunSession:
     def begin(self, frames: range, shot: int = 0) -> None:
         """Start the chunk of these frames under the prompt of this shot."""
         self.frames, self.rope = frames, None
-        reach = self.reaches[shot] if shot < len(self.reaches) else EVERYTHING
-        self.memory.begin(frames, NO_WISH if self.story is None else self.story.wish(shot), reach)
+        self.memory.begin(frames, NO_WISH if self.story is None else self.story.wish(shot), self.reach(shot))
+
+    def reach(self, shot: int) -> Reach:
+        """How far back chunks of this shot may look."""
+        return self.reaches[shot] if shot < len(self.reaches) else EVERYTHING
 
     @contextmanager
     def committing(self) -> Iterator[None]:

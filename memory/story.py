@@ -37,9 +37,12 @@ class Story:
         worth = list(self.affinity[shot])
         for past, there in enumerate(self.cast):
             worth[past] += not mentioned.isdisjoint(there)
-        worth[shot] = PRESENT_SHOT
+        if shot < len(worth):
+            worth[shot] = PRESENT_SHOT
         scores = {frame: worth[past] for frame, past in enumerate(self.shots)}
-        return Wish(scores, self.pinned, self.vetoed)
+        # A shot that went wrong may see itself while it is made; nobody else may.
+        vetoed = frozenset(frame for frame in self.vetoed if self.shots[frame] != shot)
+        return Wish(scores, self.pinned, vetoed)
 
 
 def make_story(
@@ -47,12 +50,22 @@ def make_story(
 ) -> Story:
     """The story of a plan whose shots have these prompts, as token vectors `[W, C]`, and these characters.
 
-    Raises ValueError for pins and vetoes outside the film, that contradict each other, or that are more than the bank holds.
+    Prompts behind those of the shots ask the film, too, but are not part of it. Raises ValueError as `find_moments` does.
     """
+    pinned, vetoed = find_moments(plan, fps, config)
     shots = [0] * plan.total_frames
     for chunk in plan.chunks:
         for frame in chunk.frames:
             shots[frame] = chunk.shot
+    affinity = prompt_affinity(prompts, len(plan.shots())).tolist()
+    return Story(shots, affinity, tuple(cast) if config.anchors else (), pinned, vetoed)
+
+
+def find_moments(plan: Plan, fps: float, config: PromptBankConfig) -> tuple[frozenset[int], frozenset[int]]:
+    """Pinned and vetoed frames.
+
+    Raises ValueError for moments outside the film, that contradict each other, or that are more than the bank holds.
+    """
     pinned, vetoed = (_moments(name, text, plan, fps) for name, text in (("pin", config.pins), ("veto", config.vetoes)))
     both = sorted(pinned & vetoed)
     if both:
@@ -64,8 +77,7 @@ def make_story(
             f"The pins need {len(pinned)} latent frames, but the bank holds {config.frames}. Turn 'bank' up, or pin single "
             "moments, as in 12.5s."
         )
-    affinity = prompt_affinity(prompts).tolist()
-    return Story(shots, affinity, tuple(cast) if config.anchors else (), pinned, vetoed)
+    return pinned, vetoed
 
 
 def _moments(name: str, text: str, plan: Plan, fps: float) -> frozenset[int]:

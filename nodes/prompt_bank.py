@@ -58,12 +58,12 @@ class PromptRetrievedMemoryBank(io.ComfyNode):
                 io.String.Input(
                     "pin",
                     default="",
-                    tooltip=f"Moments that are always read, as in '{EXAMPLE}'. Each takes a place in the bank.",
+                    tooltip="Moments that are always read, as in '12.5s, 31s'. Each latent frame takes a place in the bank.",
                 ),
                 io.String.Input(
                     "veto",
                     default="",
-                    tooltip=f"Moments that are never read again, as in '{EXAMPLE}': a shot that went wrong, say.",
+                    tooltip=f"Moments that no later shot reads, as in '{EXAMPLE}': a shot that went wrong, say.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, for the Chunked AR Sampler.")],

@@ -83,7 +83,7 @@ class Recorder:
         lines = [
             self._project.report,
             f"shot {done.chunk.shot + 1} of {len(plan.shots())}, chunk {done.chunk.index + 1} of {len(plan.chunks)}",
-            f"{_read(done)}, {guider.peak_bytes / 2**20:.0f} MiB of memory",
+            f"{_read(done)}, {_size(guider)} of memory",
         ]
         return "\n".join(line for line in lines if line)
 
@@ -91,7 +91,15 @@ class Recorder:
         if not self._project.trace_path.exists():
             fps, plan = self._film.storyboard.fps, self._film.plan.summary()
             prompts = [shot.prompt for shot in self._film.storyboard.board.shots]
-            self._trace.begin({"fps": fps, "plan": plan, "prompts": prompts, "peak_kv_bytes": guider.peak_bytes})
+            self._trace.begin(
+                {
+                    "fps": fps,
+                    "plan": plan,
+                    "prompts": prompts,
+                    "peak_kv_bytes": guider.peak_bytes,
+                    "host_kv_bytes": guider.host_bytes,
+                }
+            )
         shot = self._film.plan.shots()[done.chunk.shot]
         transition = str(self._film.storyboard.transitions[done.chunk.shot])
         begins = {"transition": transition} if done.chunk.index == shot[0].index and done.chunk.shot > 0 else {}
@@ -110,6 +118,12 @@ class Recorder:
                 "finished": time.time(),
             }
         )
+
+
+def _size(guider: FilmGuider) -> str:
+    """What the memory takes, on the card and beside it."""
+    beside = f", and {guider.host_bytes / 2**20:.0f} MiB beside the card" if guider.host_bytes else ""
+    return f"{guider.peak_bytes / 2**20:.0f} MiB{beside}"
 
 
 def _read(done: FinishedChunk) -> str:

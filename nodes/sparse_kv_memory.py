@@ -76,7 +76,8 @@ class SparseKVMemory(io.ComfyNode):
                     default=PositionPolicy.ABSOLUTE.value,
                     advanced=True,
                     tooltip="When the model thinks a remembered frame was: 'absolute' as it was; 'contiguous' closes the "
-                    "gaps; 'clamped' never further away than the trained length.",
+                    "gaps, where there are some (a preset that searches the whole film leaves none); 'clamped' never further "
+                    "away than the trained length.",
                 ),
                 io.Int.Input(
                     "trained_frames",

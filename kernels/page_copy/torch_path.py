@@ -22,7 +22,7 @@ def copy_pages(
         k, v = (rows_of(x)[head][rows].to(k_out.device) for x in (pages.k, pages.v))  # [M x P, D]
         if pages.rounding is not None:
             k_scale, v_scale = (x[head].flatten()[rows, None].to(k.device) for x in pages.rounding[:2])
-            k, v = k * k_scale + pages.rounding.k_mean[head], v * v_scale
+            k, v = k * k_scale + pages.rounding.k_mean[head].to(k.device), v * v_scale
         target = (first_rows.long()[:, None] + token.to(k.device)).flatten()
         turn = rotation[turns[head].long()].repeat_interleave(page_tokens, dim=0)  # [M x P, pairs, 2, 2]
         k_out[head, target] = turned(k, turn).to(k_out.dtype)

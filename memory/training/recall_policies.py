@@ -24,7 +24,6 @@ FRAME = cut_frame(HEIGHT // 16, WIDTH // 16, PageShape.SQUARE)
 MIN_GROUPS_PER_CHUNK = 8
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 """Pages that a group reads."""
-EVERY_PAGE = 100_000
 
 
 COMPARISONS = ("memories", "budgets", "ablations")
@@ -70,7 +69,7 @@ def _ablations(ours: MemoryConfig) -> dict[str, MemoryConfig]:
         "one list a chunk": _reading(ours, groups=False),
         "strips of 3 x 2": _reading(ours, pages=PageShape.STRIP),
         "sixths of a frame": _reading(ours, pages=PageShape.SIXTH),
-        "one level": _reading(ours, index_frames=None, shortlist=EVERY_PAGE),
+        "one level": _reading(ours, index_frames=None),
         "index of 16 frames": _reading(ours, index_frames=16),
         "shortlist of 32 pages": _reading(ours, shortlist=32),
         "first shortlist kept": _reading(ours, refresh=False),

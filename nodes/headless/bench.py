@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="memories",
         help="memories (default), budgets: how much LongReel reads, or ablations: LongReel with one thing changed",
     )
+    recall.add_argument(
+        "--cell",
+        action="append",
+        metavar="CHUNKS:DISTANCE",
+        help="films of so many chunks, seen so many chunks before the last; may be given several times",
+    )
     recall.add_argument("--chunk-frames", type=int, default=1, help="latent frames of a chunk, 1 to 3 (default: 1)")
     recall.add_argument("--characters", type=int, default=5, help="characters of a film, 4 or more (default: 5)")
     recall.add_argument("--seed", type=int, default=0, help="another seed, other films (default: 0)")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...memory.training.recall_plot import draw_recall
-from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, Geometry, RecallBench
+from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, Cell, Geometry, RecallBench
 from ...memory.training.recall_report import RecallReport
 from ...memory.training.recall_samples import Samples
 from ...memory.whole_file import ProjectError, whole_file
@@ -77,8 +77,18 @@ def _recall_bench(args: argparse.Namespace) -> RecallBench:
     chosen: dict[str, Any] = {"chunk_frames": args.chunk_frames, "characters": args.characters, "seed": args.seed}
     if args.compare != bench.compare:
         chosen |= {"compare": args.compare, "cells": bench.cells if args.quick else LONG_CELLS}
+    if args.cell:
+        chosen["cells"] = tuple(_cell(text) for text in args.cell)
     films = bench.films if args.films is None else args.films
     return dataclasses.replace(bench, films=films, drift_films=min(films, bench.drift_films), **chosen)
+
+
+def _cell(text: str) -> Cell:
+    """The cell that `48:40` means; ValueError for anything else."""
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--cell needs CHUNKS:DISTANCE, as in 48:40, got {text}.")
+    return Cell(int(parts[0]), int(parts[1]))
 
 
 def _check_target(path: Path) -> None:
@@ -113,6 +123,7 @@ def _recall_header(
     for name in ("weights", "json", "plot"):
         if getattr(args, name) is not None:
             given.append(f"--{name} {getattr(args, name).name}")
+    given += [f"--cell {text}" for text in args.cell or ()]
     given += [f"--compare {bench.compare}"] if bench.compare != FULL.compare else []
     given += [f"--chunk-frames {bench.chunk_frames}", f"--characters {bench.characters}", f"--seed {bench.seed}"]
     return {

@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from ...memory.config import MemoryConfig
 from ...memory.kv_memory import KVMemory
 from ...memory.session import RunSession
-from ...memory.story import Story, make_story
+from ...memory.story import Story, find_moments, make_story
 from .adapter import HostAdapter, choose_adapter
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
@@ -96,6 +96,13 @@ def plan_memory(model: ModelPatcher, sampler: FilmSampler, streams: int) -> KVMe
     rope_options = model.model_options["transformer_options"].get("rope_options") or {}
     memory.time_scale = float(rope_options.get("scale_t", 1.0))
     return memory
+
+
+def check_moments(model: ModelPatcher, sampler: FilmSampler) -> None:
+    """Raises ValueError for pins and vetoes that make no sense in this film."""
+    config = memory_config(model)
+    if config is not None and config.prompt_bank is not None:
+        find_moments(sampler.plan, sampler.fps, config.prompt_bank)
 
 
 def plan_story(guider: FilmGuider, sampler: FilmSampler) -> Story | None:

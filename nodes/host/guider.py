@@ -71,9 +71,15 @@ class FilmGuider(comfy.samplers.CFGGuider):
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes of the memory of the run."""
+        """Bytes of the memory of the run, on the card."""
         session: RunSession = self.model_options["transformer_options"][SESSION]
         return session.peak_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the memory of the run in RAM or in files."""
+        session: RunSession = self.model_options["transformer_options"][SESSION]
+        return session.memory.host_bytes
 
     def reload(self) -> None:
         """Bring the model back onto its device, patched as before, after another model may have pushed it off."""

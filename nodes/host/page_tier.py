@@ -41,6 +41,6 @@ def check_page_room(needed: int) -> None:
     if needed > disk:
         raise ValueError(
             f"The memory of this film needs {needed / 2**30:.1f} GiB beside the card, but {free_ram() / 2**30:.1f} GiB of RAM and "
-            f"{disk / 2**30:.1f} GiB of ComfyUI's temporary folder are free. Turn 'look_back' of Sparse KV Memory down, "
-            "take its preset 'window + sink', or make the picture smaller."
+            f"{disk / 2**30:.1f} GiB of ComfyUI's temporary folder are free. Turn 'look_back' of Sparse KV Memory down or "
+            "its 'eight_bit' on, remove the Prompt-Retrieved Memory Bank if it is there, or make the picture smaller."
         )

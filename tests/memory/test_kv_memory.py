@@ -140,7 +140,7 @@ def test_a_commit_that_failed_leaves_memory_as_it_was() -> None:
 def test_a_chunk_longer_than_the_window_is_refused_with_both_numbers() -> None:
     with pytest.raises(
         ValueError,
-        match=r"chunk of 5 frames is longer than the window of 4 frames.*Set 'window' of Sparse KV Memory to 5",
+        match=r"chunk of 5 frames is longer than the window of 4 frames.*Set 'window' of Sparse KV Memory to 5 or more with",
     ):
         KVMemory(spec(), MemoryConfig(window_frames=4), 1, 5, 20)
 

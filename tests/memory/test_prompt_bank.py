@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numerics import FORWARD_ERROR
 from torch import Tensor
 
 from longreel.memory.chunks import Plan, plan_chunks
@@ -36,7 +37,7 @@ def unlike(frames: Sequence[int]) -> list[list[float]]:
     return [[float(a == b) for b in frames] for a in frames]
 
 
-frame_sets = st.sets(st.integers(0, 60), max_size=40)
+frame_sets = st.sets(st.integers(0, 400), max_size=200)
 
 
 @given(
@@ -44,7 +45,7 @@ frame_sets = st.sets(st.integers(0, 60), max_size=40)
     st.dictionaries(st.integers(0, 60), st.floats(0, 2), max_size=60),
     st.sets(st.integers(0, 60), max_size=4),
     st.sets(st.integers(0, 60), max_size=10),
-    st.integers(4, 12),
+    st.integers(4, 150),
     st.floats(0, 1),
 )
 def test_no_frame_twice_pins_always_vetoes_never_and_never_too_many(
@@ -99,6 +100,28 @@ def test_a_prompt_is_nearest_to_itself_and_padding_does_not_count() -> None:
     assert torch.equal(affinity.argmax(dim=1), torch.arange(3))
     assert bool((affinity.diagonal() > 0.999).all())
     assert float(affinity.min()) >= 0
+
+
+def test_who_only_asks_does_not_change_what_is_rare() -> None:
+    """As the mixed prompts of a blend, and those by which the benchmark looks at a film."""
+    film = [said("anna red beach"), said("ben green town"), said("cleo town"), said("anna town")]
+    mixed = [torch.lerp(film[0], film[1], weight / 17) for weight in range(1, 17)]
+    alone, asked = prompt_affinity(film), prompt_affinity([*film, *mixed], 4)
+    assert asked.shape == (20, 4)
+    assert torch.allclose(asked[:4], alone, atol=FORWARD_ERROR)
+
+
+def test_a_prompt_that_comes_again_is_worth_the_same() -> None:
+    film = [said("anna beach"), said("ben town"), said("anna beach")]
+    affinity = prompt_affinity(film)
+    assert torch.equal(affinity[0], affinity[2])
+    assert torch.equal(affinity[:, 0], affinity[:, 2])
+
+
+def test_a_vetoed_shot_sees_itself_while_it_is_made() -> None:
+    story = make_story(PLAN, [said("a"), said("b"), said("c")], (), FPS, PromptBankConfig(vetoes="shot 2"))
+    assert story.wish(1).vetoed == frozenset()
+    assert story.wish(2).vetoed == frozenset(range(6, 15))
 
 
 def test_prompts_that_are_all_the_same_are_equally_near() -> None:
@@ -169,3 +192,4 @@ def test_a_bank_that_makes_no_sense_is_refused(settings: dict[str, float], messa
 def test_moments_of_a_plan_with_a_start_image_lie_behind_it() -> None:
     plan: Plan = plan_chunks((2, 2), 3, seeded_frames=1)
     assert read_moments("shot 2", plan, FPS) == frozenset(range(7, 13))
+    assert read_moments("shot 1", plan, FPS) == frozenset(range(7))

@@ -125,7 +125,7 @@ def test_pages_in_files_make_the_film_of_pages_in_ram_and_leave_no_file(
         seen.append({file.name for file in tmp_path.glob("*/*")})
 
     assert torch.equal(render(model, TWO_SHOTS, config=CHOOSY, on_chunk=look).latents, in_ram)
-    assert seen == [{"k", "v"}] * 5
+    assert seen == [{"keys", "values", "page_means", "frame_means"}] * 5
     assert list(tmp_path.iterdir()) == []
 
 

@@ -54,6 +54,18 @@ def test_a_clean_cut_closes_the_bank_too(model: ModelPatcher, tmp_path: Path) ->
     assert told[5]["read_frames"] == [0, 12, 13, 14]
 
 
+def test_recache_leaves_what_lies_before_a_cut_as_it_was(model: ModelPatcher, tmp_path: Path) -> None:
+    storyboard = planned("[0s-1.5s] a beach\n[1.5s-2.25s, cut] a town\n[2.25s-3.75s, recache] a road")
+    told = read_trace(film_on_disk(model, storyboard).make(tmp_path).trace)[1]
+    assert told[3]["recached_frames"] == [6, 7, 8]
+
+
+def test_what_is_pinned_is_read_after_a_clean_cut_too(model: ModelPatcher, tmp_path: Path) -> None:
+    bank = PromptBankConfig(frames=2, variety=0.0, pins="0.5s")
+    pinning = attach_memory(model, replace(MEMORY, prompt_bank=bank))
+    assert events(film(pinning, "cut clean"), tmp_path)[4]["read_frames"] == [0, 2]
+
+
 def test_without_a_cut_the_window_goes_on(model: ModelPatcher, tmp_path: Path) -> None:
     first = events(film(model, "keep"), tmp_path)[4]
     assert first["transition"] == "keep"
