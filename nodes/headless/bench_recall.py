@@ -19,6 +19,7 @@ from torch import Tensor
 from ...memory.chunks import Plan, plan_chunks
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
+from ...memory.training.linear_codec import drop_silent_branches
 from ...memory.training.recall import recall_film, sampling_levels, swapped_name
 from ...memory.training.recall_policies import Cell, RecallBench, recall_policies
 from ...memory.training.recall_samples import Drift, Sample, Samples
@@ -107,6 +108,7 @@ class TinyModel:
         self.fingerprint = weights_fingerprint(wan, vae)
         self.model = build_tiny_wan(causal=True, weights=wan)
         self.vae = build_tiny_vae(weights=vae)
+        drop_silent_branches(self.vae.first_stage_model)  # else films would cost more to encode than to draw
         self.clip = build_demo_clip()
         self._prompts: dict[str, Any] = {}
         self._encoded = lru_cache(maxsize=SHOTS_KEPT)(self._encode_shot)

@@ -108,6 +108,7 @@ def _codec(modules: Any, out: Path) -> TileCodec:
 
     from ...memory.training.clips import probe_codec
     from ...memory.training.export import save_weights
+    from ...memory.training.linear_codec import drop_silent_branches
     from ...memory.training.storyworld import FilmSettings, random_film
     from ...memory.training.tiny_vae import TinyVaeFit, fit_tiny_vae
     from ..host.build import shipped_weights
@@ -122,5 +123,6 @@ def _codec(modules: Any, out: Path) -> TileCodec:
         weights = load_file(fitted)
     vae = modules.new_vae(weights["decoder.head.0.gamma"].shape[0])
     vae.load_state_dict(weights)
+    drop_silent_branches(vae)
     films = [random_film(index, FilmSettings(chunks=6)) for index in range(PROBE_FILMS)]
     return probe_codec(vae, films, modules.latent_mean, modules.latent_std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from numerics import LATENT_STATISTICS_ERROR, MATRIX_PROBE_DB, TINY_VAE_DB
 
 from longreel.memory.training.clips import decode_latents, encode_film, probe_codec, tiles_of, video_of
+from longreel.memory.training.linear_codec import drop_silent_branches
 from longreel.memory.training.storyworld import FilmSettings, random_film, render_film
 from longreel.memory.training.tiny_vae import FIRST_TEST_SEED, TinyVaeFit, film_video, fit_tiny_vae, psnr
 from longreel.memory.training.tiny_vae import round_trip_psnr as round_trip
@@ -56,6 +58,20 @@ def test_the_encoder_is_one_matrix_for_each_tile(vae: Any) -> None:
         true = (vae.encode(film_video(FIRST_TEST_SEED, SHORT)[None]) - modules.latent_mean) / modules.latent_std
     assert psnr(encode_film(film, codec)[None] / 3, true / 3) > MATRIX_PROBE_DB
     assert psnr(decode_latents(true[0], codec) * 2 - 1, render_film(film) * 2 - 1) > TINY_VAE_DB
+
+
+def test_without_its_silent_branches_the_vae_gives_the_same_bits(vae: Any) -> None:
+    video = film_video(FIRST_TEST_SEED, SHORT)[None]
+    spoken, quick = copy.deepcopy(vae), copy.deepcopy(vae)
+    branch = spoken.decoder.middle[0].residual[-1]
+    with torch.inference_mode():
+        branch.weight[0, 0] = 1.0
+        drop_silent_branches(quick)
+        drop_silent_branches(spoken)
+        assert torch.equal(quick.encode(video), vae.encode(video))
+        assert torch.equal(quick.decode(vae.encode(video)), vae.decode(vae.encode(video)))
+    assert len(list(quick.parameters())) < len(list(spoken.parameters())) < len(list(vae.parameters()))
+    assert spoken.decoder.middle[0].residual[-1] is branch
 
 
 def test_tiles_hold_every_pixel_once() -> None:
