@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -123,11 +124,10 @@ def _energy_scale(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fit_linear_encoder(vae: Any, video: Tensor, latent_mean: Tensor, latent_std: Tensor) -> list[Tensor]:
-    """Write a linear encoder for `video` `[N, 3, 4n+1, H, W]` in -1..1 into the host `WanVAE`; returns its inner levels.
+def fit_linear_encoder(vae: Any, video: Tensor, latent_mean: Tensor, latent_std: Tensor) -> None:
+    """Write a linear encoder for `video` `[N, 3, 4n+1, H, W]` in -1..1 into the host `WanVAE`.
 
     Latents get the mean and standard deviation that the host expects of Wan (`[1, 16, 1, 1, 1]` each) in every channel.
-    The levels are its features of `video` at half and at quarter size, the latter at half the frame rate as well.
     """
     encoder = vae.encoder
     _silence(encoder)
@@ -166,7 +166,25 @@ def fit_linear_encoder(vae: Any, video: Tensor, latent_mean: Tensor, latent_std:
     vae.conv1.bias.zero_()
     vae.conv1.weight[:LATENT_CHANNELS, :LATENT_CHANNELS, 0, 0, 0] = torch.diag(scale)
     vae.conv1.bias[:LATENT_CHANNELS] = shift
-    return [half, quarter]
+
+
+class Footage(NamedTuple):
+    """Videos that the decoder is fitted on, and how much each of their pixels counts."""
+
+    video: Tensor  # [N, 3, 4n+1, H, W] in -1..1
+    weight: float
+
+
+class Lesson(NamedTuple):
+    """What an enlarging layer is given, what it should make of it, and how much each number counts."""
+
+    features: Tensor  # [N, C, T, h, w]
+    targets: Tensor  # [N, K, T', 2h, 2w]
+    weight: float
+
+
+def _pictures(video: Tensor) -> Tensor:
+    return video.transpose(1, 2).flatten(0, 1)  # [N * T, C, h, w]
 
 
 def _doubled_patches(features: Tensor) -> Tensor:
@@ -176,17 +194,19 @@ def _doubled_patches(features: Tensor) -> Tensor:
     return torch.cat([patches, torch.ones(len(patches), 1)], dim=1)
 
 
-def _fit_conv(conv: Any, features: Tensor, targets: Tensor) -> None:
-    """Write into a 3x3 convolution the least-squares way from doubled `features` to `targets` `[M, K, 2h, 2w]`."""
-    count, channels = targets.shape[1], features.shape[1]
+def _fit_conv(conv: Any, lessons: Sequence[Lesson]) -> None:
+    """Write into a 3x3 convolution the least-squares way from doubled features to targets of twice their size."""
+    count, channels = lessons[0].targets.shape[1], lessons[0].features.shape[1]
     size = 9 * channels + 1
     moments, products = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, count, dtype=torch.float64)
-    for some, wanted in zip(features.split(32), targets.split(32), strict=True):
-        patches = _doubled_patches(some)
-        moments += (patches.T @ patches).double()
-        products += (patches.T @ wanted.permute(0, 2, 3, 1).flatten(0, 2)).double()
+    for lesson in lessons:
+        pictures = zip(_pictures(lesson.features).split(32), _pictures(lesson.targets).split(32), strict=True)
+        for some, wanted in pictures:
+            patches = _doubled_patches(some)
+            moments += lesson.weight * (patches.T @ patches).double()
+            products += lesson.weight * (patches.T @ wanted.permute(0, 2, 3, 1).flatten(0, 2)).double()
     ridge = 1e-6 * moments.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-    solution = torch.linalg.solve(moments + ridge, products).to(features.dtype)  # [9C + 1, K]
+    solution = torch.linalg.solve(moments + ridge, products).to(conv.weight.dtype)  # [9C + 1, K]
     conv.weight.zero_()
     conv.bias.zero_()
     conv.weight[:count, :channels] = solution[:-1].T.reshape(count, channels, 3, 3)
@@ -211,32 +231,52 @@ def _split_halves(time_conv: Any, features: Tensor) -> Tensor:
     return torch.cat([early[:, :, :1], pairs], dim=2)
 
 
-def _pictures(video: Tensor) -> Tensor:
-    return video.transpose(1, 2).flatten(0, 1)  # [N * T, C, h, w]
-
-
-def _upsample(layer: Any, features: Tensor, targets: Tensor) -> Tensor:
-    """Fit one of the host's enlarging layers to `targets`; returns what it makes of `features`."""
-    halves = _split_halves(layer.time_conv, features) if layer.mode == "upsample3d" else features
+def _upsample(layer: Any, lessons: Sequence[Lesson]) -> list[Tensor]:
+    """Fit one of the host's enlarging layers; returns what it makes of the features of each lesson."""
+    if layer.mode == "upsample3d":
+        lessons = [lesson._replace(features=_split_halves(layer.time_conv, lesson.features)) for lesson in lessons]
     conv = layer.resample[1]
-    _fit_conv(conv, _pictures(halves), _pictures(targets))
-    made = layer.resample(functional.pad(_pictures(halves), (0, 0, 0, 0, 0, conv.weight.shape[1] - halves.shape[1])))
-    result: Tensor = made[:, : targets.shape[1]].unflatten(0, (len(features), -1)).transpose(1, 2)
-    return result
+    _fit_conv(conv, lessons)
+    made = []
+    for features, targets, _ in lessons:
+        wide = functional.pad(_pictures(features), (0, 0, 0, 0, 0, conv.weight.shape[1] - features.shape[1]))
+        large: Tensor = layer.resample(wide)[:, : targets.shape[1]]
+        made.append(large.unflatten(0, (len(features), -1)).transpose(1, 2))
+    return made
+
+
+def _merged_space(conv: Any, video: Tensor) -> Tensor:
+    # What the encoder makes of 2x2 pixels, without the constant in its last channel.
+    kernel: Tensor = conv.weight[:-1, : video.shape[1], :2, :2]
+    pictures = functional.conv2d(_pictures(video), kernel, stride=2)
+    merged: Tensor = pictures.unflatten(0, (len(video), -1)).transpose(1, 2)
+    return merged
+
+
+def _merged_time(conv: Any, video: Tensor) -> Tensor:
+    # The same of two moments; the first one passes as it is.
+    pairs = functional.conv3d(video, conv.weight[:-1, : video.shape[1]], stride=(2, 1, 1))
+    return torch.cat([video[:, :, :1], pairs], dim=2)
+
+
+def _inner_levels(vae: Any, video: Tensor) -> tuple[Tensor, Tensor]:
+    """What the encoder makes of `video` at half and at quarter size, the latter at half the frame rate as well."""
+    first, second, _ = [layer for layer in vae.encoder.downsamples if hasattr(layer, "resample")]
+    half = _merged_space(first.resample[1], video)
+    return half, _merged_time(second.time_conv, _merged_space(second.resample[1], half))
 
 
 @torch.no_grad()
-def fit_linear_decoder(vae: Any, video: Tensor, levels: list[Tensor], mean: Tensor, std: Tensor) -> None:
+def fit_linear_decoder(vae: Any, footage: Sequence[Footage], mean: Tensor, std: Tensor) -> None:
     """Write a linear decoder into the host `WanVAE`: each enlarging layer is the least-squares way to the next level.
 
-    `levels` are what `fit_linear_encoder` returned for the same `video`.
+    The levels are those of the VAE's own encoder, which must already be a linear one.
     """
     decoder = vae.decoder
     _silence(decoder)
     encoder = copy.deepcopy(vae)
     drop_silent_branches(encoder)
-    latents = torch.cat([encoder.encode(some) for some in video.split(1)])
-    features = (latents - mean) / std
+    features = [torch.cat([(encoder.encode(some) - mean) / std for some in video.split(1)]) for video, _ in footage]
     vae.conv2.weight.zero_()
     vae.conv2.weight[:, :, 0, 0, 0] = torch.diag(1 / std.flatten())
     vae.conv2.bias.copy_(-(mean / std).flatten())
@@ -244,9 +284,12 @@ def fit_linear_decoder(vae: Any, video: Tensor, levels: list[Tensor], mean: Tens
     decoder.conv1.bias.zero_()
     decoder.conv1.weight[:LATENT_CHANNELS, :LATENT_CHANNELS, -1, 1, 1] = torch.eye(LATENT_CHANNELS)
     first, second, last = [layer for layer in decoder.upsamples if hasattr(layer, "resample")]
-    features = _upsample(first, features, levels[1])
-    features = _upsample(second, features, levels[0])
-    _upsample(last, features, torch.cat([video, -video], dim=1))
+    weights = [weight for _, weight in footage]
+    levels = [_inner_levels(vae, video) for video, _ in footage]
+    halves, quarters = [half for half, _ in levels], [quarter for _, quarter in levels]
+    both_signs = [torch.cat([video, -video], dim=1) for video, _ in footage]
+    for layer, targets in ((first, quarters), (second, halves), (last, both_signs)):
+        features = _upsample(layer, [Lesson(*part) for part in zip(features, targets, weights, strict=True)])
     constant = last.resample[1].weight.shape[0] - 1
     last.resample[1].bias[constant] = DECODER_CONSTANT
     # SiLU(x) - SiLU(-x) = x: colours go through in both signs, the norm is held by the constant.

@@ -109,6 +109,7 @@ def _codec(modules: Any, out: Path) -> TileCodec:
     from ...memory.training.clips import probe_codec
     from ...memory.training.export import save_weights
     from ...memory.training.linear_codec import drop_silent_branches
+    from ...memory.training.real_clips import real_clips
     from ...memory.training.storyworld import FilmSettings, random_film
     from ...memory.training.tiny_vae import TinyVaeFit, fit_tiny_vae
     from ..host.build import shipped_weights
@@ -117,7 +118,11 @@ def _codec(modules: Any, out: Path) -> TileCodec:
     fitted = out / "tiny_vae.safetensors"
     if weights is None and not fitted.exists():
         print("Fitting the tiny VAE (a few minutes) ...")
-        vae = fit_tiny_vae(TinyVaeFit(), modules.new_vae, modules.latent_mean, modules.latent_std)
+        try:
+            clips = [clip.fitted for clip in real_clips()]
+        except ValueError as error:
+            raise WorkflowError(str(error)) from error
+        vae = fit_tiny_vae(TinyVaeFit(), modules.new_vae, modules.latent_mean, modules.latent_std, clips)
         save_weights(vae.state_dict(), out, "vae")
     if weights is None:
         weights = load_file(fitted)

@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import LATENT_STATISTICS_ERROR, MATRIX_PROBE_DB, TINY_VAE_DB
+from numerics import LATENT_STATISTICS_ERROR, MATRIX_PROBE_DB, REAL_CLIP_DB, TINY_VAE_DB
 
 from longreel.memory.training.clips import decode_latents, encode_film, probe_codec, tiles_of, video_of
 from longreel.memory.training.linear_codec import drop_silent_branches
+from longreel.memory.training.real_clips import real_clips
 from longreel.memory.training.storyworld import FilmSettings, random_film, render_film
-from longreel.memory.training.tiny_vae import FIRST_TEST_SEED, TinyVaeFit, film_video, fit_tiny_vae, psnr
+from longreel.memory.training.tiny_vae import (
+    FIRST_TEST_SEED,
+    TinyVaeFit,
+    film_video,
+    fit_tiny_decoder,
+    fit_tiny_vae,
+    psnr,
+)
 from longreel.memory.training.tiny_vae import round_trip_psnr as round_trip
 from longreel.nodes.host.build import build_tiny_vae, host_modules
 
@@ -23,11 +31,33 @@ SHORT = FilmSettings(chunks=2, chunk_frames=2)
 def vae(host: object) -> Any:
     modules = host_modules()
     fit = TinyVaeFit(encoder_films=24, decoder_films=3)
-    return fit_tiny_vae(fit, modules.new_vae, modules.latent_mean, modules.latent_std)
+    clips = [clip.fitted for clip in real_clips()]
+    return fit_tiny_vae(fit, modules.new_vae, modules.latent_mean, modules.latent_std, clips)
 
 
 def test_unseen_films_survive_the_tiny_vae(vae: Any) -> None:
     assert round_trip(vae, 3, SHORT) > TINY_VAE_DB
+
+
+def test_halves_of_real_clips_that_were_held_out_survive_it_too(vae: Any) -> None:
+    quick = copy.deepcopy(vae)
+    drop_silent_branches(quick)
+    clips = real_clips()
+    assert [clip.name for clip in clips] == ["bigbuckbunny", "bikes", "carphone_distorted", "carphone_pristine"]
+    for clip in clips:
+        video = clip.held_out[None, :, :33]
+        with torch.inference_mode():
+            assert psnr(quick.decode(quick.encode(video)), video) > REAL_CLIP_DB, clip.name
+
+
+def test_a_decoder_fitted_anew_leaves_the_encoder_as_it_is(vae: Any) -> None:
+    modules, fit = host_modules(), TinyVaeFit(encoder_films=1, decoder_films=1)
+    anew = copy.deepcopy(vae)
+    fit_tiny_decoder(anew, fit, modules.latent_mean, modules.latent_std, [])
+    before, after = vae.state_dict(), anew.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
 
 
 def test_latents_have_the_mean_and_deviation_that_wan_models_expect(vae: Any) -> None:
