@@ -143,10 +143,8 @@ class RecallBench:
 
 
 FULL = RecallBench()
-QUICK = RecallBench(films=6, cells=QUICK_CELLS, drift_films=1, drift_chunks=12)
+QUICK = RecallBench(films=3, cells=QUICK_CELLS, drift_films=1, drift_chunks=12)
 """Enough to see whether a model recalls, within 5 minutes on 2 cores."""
-QUICK_LONG = replace(QUICK, films=3)
-"""The same for chunks of more than one frame, which take more than twice as long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recall.add_argument(
         "--films",
         type=int,
-        help="films for each film length and distance (default: 96; with --quick 6, or 3 if chunks are longer)",
+        help="films for each film length and distance (default: 96; 3 with --quick)",
     )
     recall.add_argument("--weights", type=Path, metavar="FOLDER", help="a model that `longreel train tiny` made")
     recall.add_argument(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...memory.training.recall_plot import draw_recall
-from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, QUICK_LONG, Cell, Geometry, RecallBench
+from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, Cell, Geometry, RecallBench
 from ...memory.training.recall_report import RecallReport
 from ...memory.training.recall_samples import Samples
 from ...memory.whole_file import ProjectError, whole_file
@@ -73,8 +73,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 def _recall_bench(args: argparse.Namespace) -> RecallBench:
     """What the arguments ask for; ValueError where it makes no sense."""
-    quick = QUICK if args.chunk_frames == 1 else QUICK_LONG
-    bench = quick if args.quick else FULL
+    bench = QUICK if args.quick else FULL
     chosen: dict[str, Any] = {"chunk_frames": args.chunk_frames, "characters": args.characters, "seed": args.seed}
     if args.compare != bench.compare:
         chosen |= {"compare": args.compare, "cells": bench.cells if args.quick else LONG_CELLS}

@@ -77,6 +77,13 @@ def test_a_stopped_film_whose_prompts_choose_goes_on_with_the_same_bits(model: M
     assert torch.equal(resumed.latents, whole.latents)
 
 
+def test_a_longer_film_starts_with_the_shorter_one_though_its_prompts_choose(model: ModelPatcher) -> None:
+    more = (*PROMPTS, prompt(2))
+    short = render(model, plan_chunks((2, 2, 2), 3), config=LISTENING, prompts=PROMPTS[:3]).latents
+    long = render(model, plan_chunks((2, 2, 2, 2, 1), 3), config=LISTENING, prompts=more).latents
+    assert torch.equal(long[:, :, : short.shape[2]], short)
+
+
 def test_the_node_goes_before_or_after_sparse_kv_memory_or_alone(model: ModelPatcher) -> None:
     def sparse(given: ModelPatcher) -> ModelPatcher:
         return SparseKVMemory.execute(given, "LongReel", 9, 3, "clamped", 12).args[0]
