@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recall = benches.add_parser("recall", help="is a character drawn as it was when it comes back? Every memory policy")
     recall.add_argument("--quick", action="store_true", help="few films at few distances: 5 minutes on 2 cores")
     recall.add_argument(
-        "--films",
-        type=int,
-        help="films for each film length and distance (default: 96; 3 with --quick)",
+        "--films", type=int, help="films for each film length and distance (default: 96; 3 with --quick)"
     )
     recall.add_argument("--weights", type=Path, metavar="FOLDER", help="a model that `longreel train tiny` made")
     recall.add_argument(
