@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from .cache_folder import cache_folder
 from .dispatch import triton_version
 
 SMALLEST = 16  # rows or columns of a matrix instruction
@@ -74,16 +74,8 @@ def attention_tile(arch: str) -> Tile:
 
 
 def local_table() -> Path:
-    """Where the tiles of this machine are kept: in LONGREEL_CACHE, or LongReel's part of the user's cache folder."""
-    if chosen := os.environ.get("LONGREEL_CACHE"):
-        return Path(chosen).expanduser().absolute() / LOCAL_TABLE
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "longreel" / LOCAL_TABLE
+    """Where the tiles of this machine are kept."""
+    return cache_folder() / LOCAL_TABLE
 
 
 @cache

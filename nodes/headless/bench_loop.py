@@ -15,6 +15,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...kernels.bench.measure import source_commit
 from ...memory.chunks import Chunk, Plan, plan_frames
 from ...memory.config import MemoryConfig
 from ...memory.prompt_bank import PromptBankConfig
@@ -23,7 +24,7 @@ from ..host.attach import attach_memory
 from ..host.build import TinyWanSpec, build_tiny_wan
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.guider import FilmGuider
-from .machine import machine, source_commit
+from .machine import machine
 
 SIGMAS = (1.0, 0.9375, 0.8333, 0.625, 0.0)
 ONE_STEP = (1.0, 0.0)

@@ -12,7 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .embedded import HostError, cache_folder, ensure_host
+from ...kernels.cache_folder import cache_folder
+from .embedded import HostError, ensure_host
 from .stand_ins import install_stand_ins, unusable_packages
 
 DEVICES = ("auto", "cpu", "gpu")

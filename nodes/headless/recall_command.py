@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ...kernels.bench.measure import source_commit
 from ...memory.training.recall_plot import draw_recall
 from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, Cell, Geometry, RecallBench
 from ...memory.training.recall_report import RecallReport
@@ -42,7 +43,7 @@ def _measure(args: argparse.Namespace) -> int:
     set_logging(verbose=False)
     host = boot_host(args.device)
     from .bench_recall import RecallRun, TinyModel, bench_settings
-    from .machine import machine, source_commit
+    from .machine import machine
 
     model = TinyModel(args.weights)
     settings = bench_settings(bench, model)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from longreel.kernels.cache_folder import cache_folder
 from longreel.nodes.headless import embedded
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.embedded import ARCHIVE, HostError
@@ -137,6 +138,6 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("LONGREEL_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert embedded.cache_folder() == tmp_path / "longreel"
+    assert cache_folder() == tmp_path / "longreel"
     monkeypatch.setenv("LONGREEL_CACHE", str(tmp_path / "own"))
-    assert embedded.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
