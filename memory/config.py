@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .frame_pages import PageShape
+from .frame_pages import FramePages, PageShape, cut_frame
 from .positions import PositionPolicy
 from .prompt_bank import PromptBankConfig
 
@@ -42,8 +42,8 @@ class BankConfig:
     `frames_worth` is how many keys a group reads, in keys of a frame. A chunk chooses among its `shortlist` best pages (of
     each layer and head), found in two levels: first the `index_frames` best frames, then their pages; None looks at
     all pages at once. `look_back` bounds how far back the bank reaches, in frames. `eight_bit` keeps pages at half the
-    bytes. `groups` off gives a whole chunk one
-    list, `exclude_window` off lets the window be chosen too, `refresh` off keeps the first shortlist of a chunk: what the
+    bytes. `page_tokens` and `group_tokens` take the place of those that go with the shape of `pages`. `groups` off gives a
+    whole chunk one list, `exclude_window` off lets the window be chosen too, `refresh` off keeps the first shortlist of a chunk: what the
     benchmark compares with. Raises ValueError when a count makes no sense.
     """
 
@@ -53,6 +53,8 @@ class BankConfig:
     index_frames: int | None = 64
     look_back: int | None = None
     eight_bit: bool = False
+    page_tokens: int | None = None
+    group_tokens: int | None = None
     groups: bool = True
     exclude_window: bool = True
     refresh: bool = True
@@ -68,6 +70,9 @@ class BankConfig:
             raise ValueError(f"The index needs at least 1 frame, got {self.index_frames}.")
         if self.look_back is not None and self.look_back < 1:
             raise ValueError(f"Looking back needs at least 1 frame, got {self.look_back}.")
+        for name, tokens in (("page", self.page_tokens), ("group", self.group_tokens)):
+            if tokens is not None and tokens < 1:
+                raise ValueError(f"A {name} needs at least 1 token, got {tokens}.")
 
     def pages_read(self, pages_per_frame: int) -> int:
         """Pages that a group reads."""
@@ -122,10 +127,10 @@ class MemoryConfig:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=lambda choice: choice.value))
         return plain
 
-    @property
-    def page_shape(self) -> PageShape:
-        """How frames are cut into pages."""
-        return PageShape.SQUARE if self.bank is None else self.bank.pages
+    def cut(self, rows: int, columns: int) -> FramePages:
+        """How frames of rows x columns tokens are cut into pages."""
+        bank = self.bank or BankConfig()
+        return cut_frame(rows, columns, bank.pages, bank.page_tokens, bank.group_tokens)
 
     @property
     def keeps_film(self) -> bool:

@@ -50,8 +50,13 @@ class FramePages:
         return tuple(min(self.page_tokens, len(self.order) - at) for at in range(0, len(self.order), self.page_tokens))
 
 
-def cut_frame(rows: int, columns: int, shape: PageShape) -> FramePages:
-    """Pages and groups of this shape for a frame of rows x columns tokens, smaller ones where the frame is tiny."""
+def cut_frame(
+    rows: int, columns: int, shape: PageShape, page_tokens: int | None = None, group_tokens: int | None = None
+) -> FramePages:
+    """Pages and groups of this shape for a frame of rows x columns tokens, smaller ones where the frame is tiny.
+
+    `page_tokens` and `group_tokens` take the place of the shape's own.
+    """
     tokens = rows * columns
     tiny = tokens < MIN_PAGES_PER_FRAME * PAGE_TOKENS
     if shape is PageShape.SIXTH:
@@ -64,7 +69,8 @@ def cut_frame(rows: int, columns: int, shape: PageShape) -> FramePages:
     else:
         page, group = (SMALL_PAGE_TOKENS, SMALL_GROUP_TOKENS) if tiny else (PAGE_TOKENS, GROUP_TOKENS)
         strips = round(rows / math.sqrt(page))
-    return FramePages(snake(rows, columns, max(1, min(strips, rows))), page, group)
+    order = snake(rows, columns, max(1, min(strips, rows)))
+    return FramePages(order, min(page_tokens or page, tokens), group_tokens or group)
 
 
 def snake(rows: int, columns: int, strips: int) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ from ..kernels.page_copy import copy_pages, time_rotation
 from ..kernels.pages import Pages
 from .bank import Bank
 from .config import KVSpec, MemoryConfig
-from .frame_pages import cut_frame
 from .page_store import PageStore
 from .page_table import PageTable
 from .positions import assign_times
@@ -43,7 +42,7 @@ class KVMemory:
         config.check_chunk(chunk_frames)
         self.spec, self.config, self.streams, self.chunk_frames = spec, config, streams, chunk_frames
         self.read_capacity = config.history_frames(chunk_frames, film_frames)
-        self.frame = cut_frame(spec.rows, spec.columns, config.page_shape)
+        self.frame = config.cut(spec.rows, spec.columns)
         kept = config.kept_frames(chunk_frames, film_frames)
         eight_bit = config.bank is not None and config.bank.eight_bit
         self.store = PageStore(spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit)

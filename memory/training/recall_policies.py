@@ -10,6 +10,7 @@ from ..frame_pages import MIN_PAGES_PER_FRAME, FramePages, PageShape, cut_frame
 from ..positions import PositionPolicy
 from ..presets import DECMEM, LONGREEL, OMNIMEM, PRESETS
 from ..prompt_bank import PromptBankConfig
+from .recall import SAMPLING_STEPS
 from .storyworld import HEIGHT, NAMES, WIDTH
 
 TRAINED_CHUNKS = 12
@@ -67,6 +68,10 @@ def _ablations(ours: MemoryConfig) -> dict[str, MemoryConfig]:
     return {
         "the window is chosen again": _reading(ours, exclude_window=False),
         "one list a chunk": _reading(ours, groups=False),
+        "groups of 8": _reading(ours, group_tokens=8),
+        "groups of 48": _reading(ours, group_tokens=48),
+        "pages of 4": _reading(ours, page_tokens=4),
+        "pages of 16": _reading(ours, page_tokens=16),
         "strips of 3 x 2": _reading(ours, pages=PageShape.STRIP),
         "sixths of a frame": _reading(ours, pages=PageShape.SIXTH),
         "one level": _reading(ours, index_frames=None),
@@ -97,7 +102,11 @@ QUICK_CELLS = (Cell(12, 1), Cell(12, 11), Cell(24, 23))
 
 @dataclass(frozen=True, slots=True)
 class RecallBench:
-    """How much is measured: `films` a cell, and `drift_films` free-running films of `drift_chunks` chunks."""
+    """How much is measured: `films` a cell, and `drift_films` free-running films of `drift_chunks` chunks.
+
+    A chunk is drawn in `steps`. Of what `compare` sets side by side, `only` names the policies to measure beside the reference;
+    empty takes them all. Raises ValueError for anything that makes no sense.
+    """
 
     films: int = 96
     cells: tuple[Cell, ...] = FULL_CELLS
@@ -107,6 +116,8 @@ class RecallBench:
     characters: int = 5
     seed: int = 0
     compare: str = "memories"
+    only: tuple[str, ...] = ()
+    steps: int = SAMPLING_STEPS
 
     def __post_init__(self) -> None:
         if self.films < FEWEST_FILMS:
@@ -140,6 +151,20 @@ class RecallBench:
             raise ValueError(
                 f"The recall bench needs a seed from 0 to 99, got {self.seed}. Each stands for other films."
             )
+        if self.steps < 1:
+            raise ValueError(f"A chunk needs at least 1 step, got {self.steps}.")
+        if self.drift_films < 0:
+            raise ValueError(f"The recall bench needs 0 or more films for the drift, got {self.drift_films}.")
+        known = recall_policies(self.chunk_frames, self.compare)
+        for name in self.only:
+            if name not in known:
+                raise ValueError(f"--policy needs one of {'; '.join(known)}, got {name}.")
+
+    @property
+    def policies(self) -> dict[str, MemoryConfig]:
+        """The memories that are measured, by name."""
+        known = recall_policies(self.chunk_frames, self.compare)
+        return {name: config for name, config in known.items() if not self.only or name in (REFERENCE, *self.only)}
 
 
 FULL = RecallBench()

@@ -35,6 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="memories (default), budgets: how much LongReel reads, or ablations: LongReel with one thing changed",
     )
     recall.add_argument(
+        "--policy",
+        action="append",
+        metavar="NAME",
+        help="only this memory, and the one that all are compared with; may be given several times",
+    )
+    recall.add_argument("--steps", type=int, default=4, help="steps in which a chunk is drawn (default: 4)")
+    recall.add_argument("--drift-films", type=int, help="films that a memory makes all by itself (default: 12)")
+    recall.add_argument(
         "--cell",
         action="append",
         metavar="CHUNKS:DISTANCE",

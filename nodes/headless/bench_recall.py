@@ -20,8 +20,8 @@ from ...memory.chunks import Plan, plan_chunks
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
 from ...memory.training.linear_codec import drop_silent_branches
-from ...memory.training.recall import recall_film, sampling_levels, swapped_name
-from ...memory.training.recall_policies import Cell, RecallBench, recall_policies
+from ...memory.training.recall import SAMPLING_STEPS, recall_film, sampling_levels, swapped_name
+from ...memory.training.recall_policies import Cell, RecallBench
 from ...memory.training.recall_samples import Drift, Sample, Samples
 from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_of
 from ...memory.training.storyworld import Film, Look, Shot, render_shot
@@ -149,6 +149,7 @@ class TinyModel:
         history: Tensor | None,
         noise: Noise,
         other_shots: tuple[int, ...] = (),
+        steps: int = SAMPLING_STEPS,
     ) -> Drawn:
         """Run the film loop: chunks that `history` `[1, 16, T, 12, 16]` holds are remembered, the others are drawn.
 
@@ -182,7 +183,7 @@ class TinyModel:
         conditionings = [self.prompt(prompt) for prompt in prompts]
         guider = FilmGuider(remembering, conditionings, conditionings[0], 1.0)
         template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *LATENT_SIZE)
-        guider.sample(template, template, sampler, torch.tensor(sampling_levels()), disable_pbar=True, seed=0)
+        guider.sample(template, template, sampler, torch.tensor(sampling_levels(steps)), disable_pbar=True, seed=0)
         return Drawn(chunks, probe.drawn, probe.seconds + chunks[-1].commit_seconds, peak_bytes)
 
 
@@ -218,8 +219,7 @@ class RecallRun:
 
     def __init__(self, bench: RecallBench, model: TinyModel, samples: Samples) -> None:
         self.bench, self.model, self.samples = bench, model, samples
-        policies = recall_policies(bench.chunk_frames, bench.compare)
-        self.remembering = {name: attach_memory(model.model, config) for name, config in policies.items()}
+        self.remembering = {name: attach_memory(model.model, config) for name, config in bench.policies.items()}
 
     def run(self, tell: Callable[[int], None]) -> None:
         """Measure what is not there yet; `tell` gets the number of films that are done."""
@@ -253,7 +253,7 @@ class RecallRun:
         others = (cell.chunks, cell.chunks + 1)
         for name in missing:
             noise = self._noise(index, cell.chunks)
-            drawn = self.model.draw(self.remembering[name], plan, prompts, history, noise, others)
+            drawn = self.model.draw(self.remembering[name], plan, prompts, history, noise, others, self.bench.steps)
             ends = torch.cat([torch.cat([history[:, :, -1:].to(probe), probe], dim=2) for probe in drawn.probes])
             own, other_name, other_film = self.model.last_pictures(ends)
             self.samples.add(
@@ -283,7 +283,7 @@ class RecallRun:
         prompts = [shot.prompt for shot in film.shots]
         plan, noise = plan_chunks([1] * chunks, self.bench.chunk_frames), self._noise(index, chunks)
         for name in missing:
-            drawn = self.model.draw(self.remembering[name], plan, prompts, None, noise)
+            drawn = self.model.draw(self.remembering[name], plan, prompts, None, noise, steps=self.bench.steps)
             made = torch.cat([chunk.latents for chunk in drawn.chunks], dim=2)
             ends = torch.cat([made[:, :, stop - 2 : stop] for stop in (plan.chunks[at].frames.stop for at in judged)])
             pictures = self.model.last_pictures(ends)
@@ -300,8 +300,6 @@ def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
         "drift_chunks": bench.drift_chunks,
         "seed": bench.seed,
         "sampler": SAMPLER,
-        "levels": sampling_levels(),
-        "policies": {
-            name: config.described() for name, config in recall_policies(bench.chunk_frames, bench.compare).items()
-        },
+        "levels": sampling_levels(bench.steps),
+        "policies": {name: config.described() for name, config in bench.policies.items()},
     }

@@ -57,6 +57,13 @@ def test_a_tiny_frame_still_has_pages_to_choose_from(shape: str, page: int, grou
     assert frame.count >= MIN_PAGES_PER_FRAME
 
 
+def test_pages_and_groups_may_have_other_sizes_than_their_shape_brings() -> None:
+    frame = cut_frame(6, 8, PageShape.SQUARE, page_tokens=16, group_tokens=48)
+    assert (frame.page_tokens, frame.group_tokens, frame.count) == (16, 48, 3)
+    assert frame.order == cut_frame(6, 8, PageShape.SQUARE).order
+    assert cut_frame(2, 3, PageShape.SQUARE, page_tokens=64).lengths == (6,)
+
+
 def test_neighbours_in_the_order_touch_each_other_or_begin_a_column() -> None:
     rows, columns = 6, 8
     order = snake(rows, columns, 2)
