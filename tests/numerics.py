@@ -6,6 +6,8 @@ from torch import Tensor
 
 # One forward in float32: the same products in another order of summation.
 FORWARD_ERROR = 1e-5
+# A difference in one forward that cannot be rounding: ten times the largest that is taken for it.
+NOT_ROUNDING = 1e-4
 # A rollout feeds each chunk's rounding into the next ones.
 ROLLOUT_ERROR = 1e-4
 # Guidance of 5 multiplies the rounding between the two histories by 5, through every chunk.

@@ -58,3 +58,20 @@ def initialise_vae(vae: nn.Module, generator: torch.Generator) -> None:
             parameter.fill_(1.0)
         else:
             _normal_(parameter, RESIDUAL_GAIN if name.endswith("residual.6.weight") else 1.0, generator)
+
+
+SILU_GAIN = 1.68
+"""Gain that keeps the size of what goes through a SiLU."""
+
+
+@torch.no_grad()
+def initialise_encoder(encoder: nn.Module, generator: torch.Generator) -> None:
+    """Fill a memory encoder in place: its high-resolution branch is silent at first, so it begins as the other one alone."""
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("bias") or name.endswith("project.weight"):
+            parameter.zero_()
+        elif parameter.ndim >= 2:
+            gain = RESIDUAL_GAIN if name.endswith("out.weight") else SILU_GAIN if "convolutions" in name else 1.0
+            _normal_(parameter, gain, generator)
+        else:
+            parameter.fill_(1.0)

@@ -1,0 +1,132 @@
+"""History in the token sequence of a bidirectional Wan: official patches around each of its layers, for one call.
+
+The first layer receives the tokens behind those of the frames being made, every layer the positions of both, and behind
+the last layer they are cut off again, so the head and all else never know. Whatever replaces a layer already is
+called with the longer sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from comfy.ldm.wan.model import repeat_e, sinusoidal_embedding_1d
+from torch import Tensor
+
+from ...memory.encoder_spec import Modulation
+from ...memory.history import History
+
+LAYER = "double_block"
+"""The host's name for a layer of Wan in `patches_replace`."""
+_OTHER_TOKENS = {
+    "context_latents": "context latents",
+    "reference_latent": "a reference latent",
+    "time_dim_concat": "frames joined in time",
+}
+
+
+def check_no_other_tokens(inputs: dict[str, Any]) -> None:
+    """Raises ValueError where something else would lengthen the sequence of this call."""
+    found = [name for key, name in _OTHER_TOKENS.items() if inputs.get(key) is not None]
+    if found:
+        raise ValueError(
+            f"A memory encoder cannot be combined with {' and '.join(found)}: both put tokens beside the film. Remove "
+            "the node that adds them to the conditioning, or disconnect the memory encoder."
+        )
+
+
+def with_history(network: Any, history: History, options: dict[str, Any]) -> dict[str, Any]:
+    """`transformer_options` under which one call of the host's Wan `network` reads `history`."""
+    join = _Join(network, history, options.get("rope_options") or {})
+    patches = options.get("patches_replace", {})
+    layers = dict(patches.get("dit", {}))
+    count = len(network.blocks)
+    for layer in range(count):
+        layers[(LAYER, layer)] = _Layer(join, layer == 0, layer == count - 1, layers.get((LAYER, layer)))
+    return {**options, "patches_replace": {**patches, "dit": layers}}
+
+
+class _Join:
+    """The sequence of one call: lengths, positions and modulation, made at the first layer for all of them."""
+
+    def __init__(self, network: Any, history: History, rope_options: dict[str, float]) -> None:
+        self.network, self.history, self.rope_options = network, history, rope_options
+        self.own_tokens = 0
+        self._positions: Tensor | None = None
+        self._modulation: Tensor | None = None
+
+    def enter(self, x: Tensor) -> Tensor:
+        """`[B, L, C]` to `[B, L + M, C]`."""
+        self.own_tokens = x.shape[1]
+        return torch.cat([x, self.history.tokens.to(x).expand(x.shape[0], -1, -1)], dim=1)
+
+    def positions(self, own: Tensor) -> Tensor:
+        """Rotary table `[1, L + M, 1, D / 2, 2, 2]` for the host's table `own` of the frames being made."""
+        if self._positions is None:
+            if self.history.target_frames is not None:
+                own = self._at_times(own, self.history.target_frames)
+            self._positions = torch.cat([own, self._rope(self.history.positions, own)], dim=1)
+        return self._positions
+
+    def modulation(self, own: Tensor) -> Tensor:
+        """Shifts, scales and gates `[B, N, 6, C]` for the host's `own`, each for an equal share of the L + M tokens.
+
+        One for all is left as it is. Where history has its own, they are told in the longest stretches that fit both.
+        """
+        if own.shape[1] == 1 and self.history.modulation is Modulation.TARGET:
+            return own
+        if self._modulation is None:
+            self._modulation = self._joined_modulation(own)
+        return self._modulation
+
+    def _joined_modulation(self, own: Tensor) -> Tensor:
+        tokens, more = self.own_tokens, self.history.positions.shape[0]
+        if tokens % own.shape[1]:
+            own = repeat_e(own, own.new_empty(1, tokens))
+        stretch = math.gcd(tokens // own.shape[1], more)
+        own = own.repeat_interleave(tokens // own.shape[1] // stretch, dim=1)
+        theirs = own[:, -1:] if self.history.modulation is Modulation.TARGET else self._clean(own)
+        return torch.cat([own, theirs.expand(own.shape[0], more // stretch, -1, -1)], dim=1)
+
+    def _clean(self, like: Tensor) -> Tensor:
+        network = self.network
+        still = sinusoidal_embedding_1d(network.freq_dim, torch.zeros(1, device=like.device)).to(like.dtype)
+        made: Tensor = network.time_projection(network.time_embedding(still)).unflatten(1, (6, network.dim))
+        return made[None]  # [1, 1, 6, C]
+
+    def _at_times(self, own: Tensor, frames: Tensor) -> Tensor:
+        """The host's table with the time of each frame replaced."""
+        still = torch.zeros(len(frames), 3, device=own.device)
+        still[:, 0] = frames.to(own.device)
+        turned = self._rope(still, own)[:, :, None]  # [1, T, 1, 1, D / 2, 2, 2]
+        pairs = self.network.rope_embedder.axes_dim[0] // 2
+        table: Tensor = own.unflatten(1, (len(frames), -1)).clone()
+        table[..., :pairs, :, :] = turned[..., :pairs, :, :]
+        return table.flatten(1, 2)
+
+    def _rope(self, positions: Tensor, like: Tensor) -> Tensor:
+        """Positions are scaled and shifted as the host does it with its own, but never rounded to the model's type."""
+        scale, shift = (
+            torch.tensor([float(self.rope_options.get(f"{what}_{axis}", none)) for axis in "tyx"], device=like.device)
+            for what, none in (("scale", 1.0), ("shift", 0.0))
+        )
+        places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
+        table: Tensor = self.network.rope_embedder(places[None]).movedim(1, 2)
+        return table.to(like.dtype)
+
+
+class _Layer:
+    """Stands around one layer, and around whatever replaced it before."""
+
+    def __init__(self, join: _Join, first: bool, last: bool, replaced: Callable[..., dict[str, Any]] | None) -> None:
+        self._join, self._first, self._last, self._replaced = join, first, last, replaced
+
+    def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        """The host's `args` of a layer, to its output."""
+        join = self._join
+        img = join.enter(args["img"]) if self._first else args["img"]
+        longer = {**args, "img": img, "pe": join.positions(args["pe"]), "vec": join.modulation(args["vec"])}
+        out = extra["original_block"](longer) if self._replaced is None else self._replaced(longer, extra)
+        return {**out, "img": out["img"][:, : join.own_tokens]} if self._last else out

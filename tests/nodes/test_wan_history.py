@@ -1,0 +1,153 @@
+"""History joins the host's own Wan: what the host computes for frames joined in time is the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
+from torch import Tensor
+
+from longreel.memory.encoder import token_positions
+from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
+from longreel.memory.history import History
+from longreel.nodes.host.build import TinyWanSpec, host_modules
+from longreel.nodes.host.wan_history import check_no_other_tokens, with_history
+
+SPEC = TinyWanSpec(width=256, layers=3, ffn=512, seed=3)
+FRAMES, OLDER, HEIGHT, WIDTH = 3, 2, 12, 16
+TOKENS = HEIGHT * WIDTH // 4
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A host model, frames that it denoises, older ones, and a prompt."""
+
+    network: Any
+    x: Tensor
+    older: Tensor
+    text: Tensor
+
+    def history(self, modulation: Modulation, first_frame: float = FRAMES) -> History:
+        tokens = self.network.patch_embedding(self.older).flatten(2).transpose(1, 2)
+        frames, rows, columns = torch.arange(OLDER) + first_frame, torch.arange(HEIGHT // 2), torch.arange(WIDTH // 2)
+        return History(tokens, torch.cartesian_prod(frames.float(), rows.float(), columns.float()), modulation)
+
+    def run(self, t: Tensor, options: dict[str, Any], **inputs: Any) -> Tensor:
+        with torch.inference_mode():
+            return self.network(self.x, t, self.text, transformer_options=options, **inputs)
+
+
+def same(level: float, frames: int = 1, batch: int = 1) -> Tensor:
+    return torch.full((batch, frames), level)
+
+
+@pytest.fixture(scope="module")
+def scene(host: object) -> Scene:
+    generator = torch.Generator().manual_seed(0)
+    network = host_modules().new_wan(SPEC).requires_grad_(False).eval()
+    x, older = (torch.randn(1, 16, frames, HEIGHT, WIDTH, generator=generator) for frames in (FRAMES, OLDER))
+    return Scene(network, x, older, torch.randn(1, 5, 4096, generator=generator))
+
+
+def test_history_under_the_targets_level_is_what_the_host_makes_of_frames_joined_in_time(scene: Scene) -> None:
+    native = scene.run(same(500.0), {}, time_dim_concat=scene.older)
+    joined = scene.run(same(500.0), with_history(scene.network, scene.history(Modulation.TARGET), {}))
+    assert relative_error(joined, native) < FORWARD_ERROR
+    assert relative_error(joined, scene.run(same(500.0), {})) > NOT_ROUNDING
+
+
+def test_clean_history_is_what_the_host_makes_of_joined_frames_with_a_level_of_their_own(scene: Scene) -> None:
+    levels = torch.cat([same(500.0, FRAMES), same(0.0, OLDER)], dim=1)
+    native = scene.run(levels, {}, time_dim_concat=scene.older)
+    history = scene.history(Modulation.CLEAN)
+    joined = scene.run(same(500.0), with_history(scene.network, history, {}))
+    assert relative_error(joined, native) < FORWARD_ERROR
+    assert relative_error(joined, scene.run(same(500.0), {}, time_dim_concat=scene.older)) > NOT_ROUNDING
+
+
+@pytest.mark.parametrize(("modulation", "level"), [(Modulation.TARGET, 300.0), (Modulation.CLEAN, 0.0)])
+def test_every_frame_may_have_a_level_of_its_own(scene: Scene, modulation: Modulation, level: float) -> None:
+    own = torch.tensor([[900.0, 600.0, 300.0]])
+    native = scene.run(torch.cat([own, same(level, OLDER)], dim=1), {}, time_dim_concat=scene.older)
+    joined = scene.run(own, with_history(scene.network, scene.history(modulation), {}))
+    assert relative_error(joined, native) < FORWARD_ERROR
+
+
+def test_only_the_distance_in_time_counts(scene: Scene) -> None:
+    before = scene.history(Modulation.TARGET, first_frame=-OLDER)
+    shifted = before._replace(positions=before.positions + torch.tensor([100.0, 0.0, 0.0]))
+    near = scene.run(same(500.0), with_history(scene.network, before, {}))
+    far = shifted._replace(target_frames=torch.arange(FRAMES) + 100.0)
+    moved = scene.run(same(500.0), with_history(scene.network, far, {}))
+    assert relative_error(moved, near) < FORWARD_ERROR
+    elsewhere = scene.run(same(500.0), with_history(scene.network, shifted, {}))
+    assert relative_error(elsewhere, near) > NOT_ROUNDING
+
+
+def test_frames_being_made_need_not_be_neighbours(scene: Scene) -> None:
+    history = scene.history(Modulation.TARGET, first_frame=-OLDER)
+    spread = history._replace(target_frames=torch.tensor([0.0, 4.0, 9.0]))
+    plain = history._replace(target_frames=torch.arange(FRAMES).float())
+    usual = scene.run(same(500.0), with_history(scene.network, history, {}))
+    assert torch.equal(scene.run(same(500.0), with_history(scene.network, plain, {})), usual)
+    assert relative_error(scene.run(same(500.0), with_history(scene.network, spread, {})), usual) > NOT_ROUNDING
+
+
+def test_the_users_rope_options_move_history_as_they_move_the_film(scene: Scene) -> None:
+    options = {"rope_options": {"scale_t": 0.5, "shift_t": 7.0, "scale_y": 2.0, "shift_x": 3.0}}
+    native = scene.run(same(500.0), options, time_dim_concat=scene.older)
+    # The host scales from the first frame to the last of the sequence it is given, which is the same line.
+    joined = scene.run(same(500.0), with_history(scene.network, scene.history(Modulation.TARGET), options))
+    assert relative_error(joined, native) < FORWARD_ERROR
+
+
+@pytest.mark.parametrize("modulation", Modulation)
+def test_any_number_of_tokens_joins_any_batch(scene: Scene, modulation: Modulation) -> None:
+    history = scene.history(modulation)
+    odd = history._replace(tokens=history.tokens[:, :7], positions=history.positions[:7])
+    both = Scene(scene.network, scene.x.expand(2, -1, -1, -1, -1), scene.older, scene.text.expand(2, -1, -1))
+    made = both.run(same(500.0, batch=2), with_history(scene.network, odd, {}))
+    alone = scene.run(same(500.0), with_history(scene.network, odd, {}))
+    assert made.shape == (2, 16, FRAMES, HEIGHT, WIDTH)
+    assert all(relative_error(made[row : row + 1], alone) < FORWARD_ERROR for row in range(2))
+
+
+def test_what_replaces_a_layer_already_is_called_with_the_longer_sequence(scene: Scene) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watch(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        seen.append((args["img"].shape[1], args["pe"].shape[1]))
+        return extra["original_block"](args)
+
+    options = {"patches_replace": {"dit": {("double_block", layer): watch for layer in (0, 2)}, "other": {}}}
+    history = scene.history(Modulation.TARGET)
+    watched = scene.run(same(500.0), with_history(scene.network, history, options))
+    assert seen == [(TOKENS * (FRAMES + OLDER),) * 2] * 2
+    assert torch.equal(watched, scene.run(same(500.0), with_history(scene.network, history, {})))
+    assert options["patches_replace"]["dit"] == {("double_block", 0): watch, ("double_block", 2): watch}
+
+
+def test_tokens_of_an_encoder_change_what_is_made(scene: Scene) -> None:
+    spec = EncoderSpec(width=SPEC.width, rate=Rate(2, 2, 2))
+    positions = token_positions(spec, spec.grid(4, HEIGHT, WIDTH), first_frame=-4)
+    tokens = torch.randn(1, len(positions), SPEC.width, generator=torch.Generator().manual_seed(5))
+    joined = scene.run(same(500.0), with_history(scene.network, History(tokens, positions, Modulation.CLEAN), {}))
+    assert torch.isfinite(joined).all()
+    assert relative_error(joined, scene.run(same(500.0), {})) > NOT_ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("context_latents", "context latents"),
+        ("reference_latent", "a reference latent"),
+        ("time_dim_concat", "frames joined in time"),
+    ],
+)
+def test_other_tokens_at_the_same_time_are_refused(key: str, named: str) -> None:
+    check_no_other_tokens({key: None})
+    with pytest.raises(ValueError, match=f"combined with {named}.*disconnect the memory encoder"):
+        check_no_other_tokens({key: torch.zeros(1)})
