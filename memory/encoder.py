@@ -55,7 +55,7 @@ class MemoryEncoder(nn.Module):
             low = shrink(latents, self.spec)
         if self.spec.low is not LowBranch.NONE and low is not None:
             parts.append(embed(low)[..., : grid[1], : grid[2]])
-        total = parts[0] if len(parts) == 1 else parts[0] + parts[1].to(parts[0])
+        total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         tokens: Tensor = total.flatten(2).transpose(1, 2)
         return tokens
 
@@ -89,7 +89,7 @@ class HighResolutionBranch(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """`[B, C, T, H, W]` to `[B, width, t, h, w]`."""
-        x = latents
+        x = latents.to(self.project.weight.dtype)
         for convolution in self.convolutions:
             x = functional.silu(convolution(x))
         batch, _, frames, rows, columns = x.shape

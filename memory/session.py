@@ -95,6 +95,11 @@ class RunSession:
         text = 2 * spec.layers * self.text_tokens * spec.heads * spec.head_dim * spec.dtype.itemsize
         return self.memory.peak_bytes + self.memory.streams * text
 
+    @property
+    def host_bytes(self) -> int:
+        """Bytes that memory takes in RAM or in files."""
+        return self.memory.host_bytes
+
     def text(self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, L, H x D]` of the text that `key` stands for, made once a shot."""
         if self.text_tokens == 0:

@@ -11,12 +11,20 @@ if TYPE_CHECKING:
 def node_classes() -> list[type[io.ComfyNode]]:
     """All nodes of the pack, in the order of the menu."""
     from .chunk_sampler import ChunkedARSampler
+    from .memory_encoder_loader import MemoryEncoderLoader
     from .prompt_bank import PromptRetrievedMemoryBank
     from .sparse_kv_memory import SparseKVMemory
     from .storyboard import StoryboardNode
     from .tiny_storyboard_model import TinyStoryboardModel
 
-    return [StoryboardNode, SparseKVMemory, PromptRetrievedMemoryBank, ChunkedARSampler, TinyStoryboardModel]
+    return [
+        StoryboardNode,
+        SparseKVMemory,
+        PromptRetrievedMemoryBank,
+        MemoryEncoderLoader,
+        ChunkedARSampler,
+        TinyStoryboardModel,
+    ]
 
 
 def extension() -> ComfyExtension:
@@ -24,6 +32,11 @@ def extension() -> ComfyExtension:
     from comfy_api.latest import ComfyExtension
 
     class LongReelExtension(ComfyExtension):
+        async def on_load(self) -> None:
+            from .memory_encoder_loader import add_model_folder
+
+            add_model_folder()
+
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
             return node_classes()
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..memory.project import check_project_name
 from .film import Film
+from .host.encoder_model import LoadedEncoder
 from .planned_storyboard import PlannedStoryboard
-from .sockets import StoryboardSocket, TraceSocket
+from .sockets import EncoderSocket, StoryboardSocket, TraceSocket
 
 FILMS_FOLDER = "longreel"
 
@@ -83,6 +84,12 @@ class ChunkedARSampler(io.ComfyNode):
                     tooltip="VAE Encode of one image in the size of the film: it becomes the first frame.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Connect it to get a video, decoded chunk by chunk."),
+                EncoderSocket.Input(
+                    "encoder",
+                    optional=True,
+                    tooltip="From Memory Encoder Loader, for an ordinary Wan model: it then remembers the film through the "
+                    "encoder instead of Sparse KV Memory. Leave empty for causal checkpoints.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The whole film, for VAE Decode and Save Latent."),
@@ -117,6 +124,7 @@ class ChunkedARSampler(io.ComfyNode):
         sampler: comfy.samplers.Sampler | None = None,
         start_image: dict[str, Any] | None = None,
         vae: comfy.sd.VAE | None = None,
+        encoder: LoadedEncoder | None = None,
     ) -> io.NodeOutput:
         """Check everything, then make the film."""
         film = Film(
@@ -131,6 +139,7 @@ class ChunkedARSampler(io.ComfyNode):
             sampler=sampler,
             start=None if start_image is None else start_image["samples"],
             vae=vae,
+            encoder=encoder,
         )
         root = Path(folder_paths.get_output_directory()) / FILMS_FOLDER
         made = film.make(root, lambda text: PromptServer.instance.send_progress_text(text, cls.hidden.unique_id))

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from ..memory.chunks import Plan
 from ..memory.config import MemoryConfig
+from ..memory.encoder_spec import LowBranch
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
 from .film_check import check_film
 from .host.attach import attach_memory, memory_config
 from .host.conditioning import blended
+from .host.encoder_model import LoadedEncoder, attach_encoder
 from .host.film_sampler import FilmSampler, SeededNoise
 from .host.fingerprint import conditioning_fingerprint, described, model_fingerprint, tensor_fingerprint
 from .host.guider import FilmGuider
@@ -56,10 +58,13 @@ class Film:
     sampler: comfy.samplers.Sampler | None = None
     start: Tensor | None = None
     vae: comfy.sd.VAE | None = None
+    encoder: LoadedEncoder | None = None
 
     @cached_property
     def remembering(self) -> ModelPatcher:
-        """The model with its memory; with the default memory when no Sparse KV Memory is before it."""
+        """The model with its memory: an encoder's, or else with the default one when no Sparse KV Memory is before it."""
+        if self.encoder is not None:
+            return attach_encoder(self.model, self.encoder, self.vae)
         return attach_memory(self.model, memory_config(self.model) or MemoryConfig())
 
     @cached_property
@@ -149,8 +154,6 @@ class Film:
 
     def _settings(self) -> dict[str, Any]:
         """Whatever changes the film, as JSON: equal settings may go on with each other's chunks."""
-        config = memory_config(self.remembering)
-        assert config is not None
         shots = [conditioning_fingerprint(shot) for shot in self.storyboard.conditionings]
         sampler = self.sampler
         return {
@@ -168,8 +171,19 @@ class Film:
             "sampler": None if sampler is None else _sampler_name(sampler),
             "size": [self.width, self.height],
             "start": None if self.start is None else tensor_fingerprint(self.start),
-            "memory": config.described(),
+            "memory": self._memory_settings(),
         }
+
+    def _memory_settings(self) -> dict[str, Any]:
+        if self.encoder is not None:
+            weights, spec = model_fingerprint(self.encoder.patcher), self.encoder.spec.to_json()
+            told = described(self.encoder.config)
+            small = self.vae if self.encoder.spec.low is LowBranch.VIDEO else None
+            pictures = None if small is None else model_fingerprint(small.patcher)
+            return {"encoder": weights, "spec": spec, "history": told, "pictures": pictures}
+        config = memory_config(self.remembering)
+        assert config is not None
+        return config.described()
 
     def latents(self, project: Project, frames: range) -> Tensor:
         """Finished frames of the film `[1, C, T, H, W]` for the LATENT socket, the start image included."""

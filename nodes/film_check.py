@@ -9,8 +9,9 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 
 from ..memory.project import check_project_name
-from .host.attach import adapter_for, check_moments, plan_memory
+from .host.attach import adapter_for, check_moments, memory_config, plan_memory
 from .host.conditioning import check_conditioning
+from .host.encoder_model import check_encoder
 from .host.page_tier import check_page_room
 from .host.streaming_decode import StreamingDecoder
 
@@ -86,6 +87,18 @@ def _check_start(film: Film) -> None:
 
 
 def _check_memory(film: Film) -> None:
+    if film.encoder is None:
+        _check_pages(film)
+        return
+    if memory_config(film.model) is not None:
+        raise ValueError(
+            "A memory encoder takes the place of Sparse KV Memory and the Prompt-Retrieved Memory Bank, got both on this "
+            "model. Remove these nodes from the model's wire, or disconnect the encoder."
+        )
+    check_encoder(film.model, film.encoder, film.latent_size, film.vae is not None)
+
+
+def _check_pages(film: Film) -> None:
     guider = film.guider()
     sampler = film.film_sampler(None, None)
     memory = plan_memory(film.remembering, sampler, guider.streams)

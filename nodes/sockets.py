@@ -6,3 +6,4 @@ from comfy_api.latest import io
 
 StoryboardSocket = io.Custom("LONGREEL_STORYBOARD")
 TraceSocket = io.Custom("LONGREEL_TRACE")
+EncoderSocket = io.Custom("LONGREEL_ENCODER")

@@ -6,12 +6,16 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfy.latent_formats
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import torch
+from comfy.ldm.wan.model import WanModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from longreel.memory.training.initialise import initialise_wan
 from longreel.nodes.host.build import TinyWanSpec, host_modules
 
 SPEC = TinyWanSpec(width=128, layers=1, ffn=128, seed=3)
@@ -79,3 +83,21 @@ def load_variant(name: str) -> ModelPatcher:
     model = load_wan(variant.tensors, variant.model_type)
     assert type(model.model.model_config).__name__ == name
     return model
+
+
+def build_tiny_wan22() -> ModelPatcher:
+    """A Wan 2.2 text-and-image-to-video model of 48 channels, detected and loaded by the host itself."""
+    channels = comfy.latent_formats.Wan22().latent_channels
+    network = WanModel(
+        dim=SPEC.width,
+        ffn_dim=SPEC.ffn,
+        num_heads=SPEC.heads,
+        num_layers=1,
+        in_dim=channels,
+        out_dim=channels,
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
+    initialise_wan(network, torch.Generator().manual_seed(0))
+    return comfy.sd.load_diffusion_model_state_dict(network.state_dict(), model_options={"dtype": torch.float32})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ...memory.chunks import Chunk, Plan, chunk_seed
+from ...memory.encoded_history import EncodedHistory
+from ...memory.encoded_rollout import encoded_rollout
 from ...memory.rollout import FinishedChunk, Rollout
 from ...memory.session import RunSession
 from ...memory.transitions import Reach
 from .guider import FilmGuider
-from .keys import SESSION
+from .keys import HISTORY, SESSION
 
 Progress = Callable[[int, Tensor, Tensor, int], None]
 
@@ -85,22 +87,31 @@ class FilmSampler(comfy.samplers.Sampler):
         disable_pbar: bool = False,
     ) -> Tensor:
         """Run the film; the result `[1, C, T, H, W]` is its last chunk, each chunk went through `finished`."""
-        options = extra_args["model_options"]
-        session: RunSession = options["transformer_options"][SESSION]
         guider.chunk_shape = tuple(noise.shape)
         steps = ChunkSteps(self, guider, sigmas, extra_args, callback, noise)
-        rollout = Rollout(session, steps.denoise, steps.commit, lambda index: steps.to_device(self.load(index)))
-        start = None
-        if self.start is not None:
-            start = steps.to_device(guider.inner_model.process_latent_in(self.start))
         result = noise
-        for chunk in rollout.run(self.plan, self.recache_shots, start):
+        for chunk in self._chunks(steps, guider, extra_args["model_options"]["transformer_options"]):
             if chunk.replayed:
                 steps.report_replayed(chunk)
             self.finished(chunk, guider)
             result = chunk.latents
             comfy.model_management.throw_exception_if_processing_interrupted()
         return result
+
+    def _chunks(self, steps: ChunkSteps, guider: FilmGuider, options: dict[str, Any]) -> Iterator[FinishedChunk]:
+        """The film's chunks, remembered as the run's session says: through an encoder, or as keys and values."""
+        start = None
+        if self.start is not None:
+            start = steps.to_device(guider.inner_model.process_latent_in(self.start))
+
+        def load(index: int) -> Tensor | None:
+            return steps.to_device(self.load(index))
+
+        if HISTORY in options:
+            history: EncodedHistory = options[HISTORY].history
+            return encoded_rollout(history, self.plan, steps.denoise, load, self.reaches, start)
+        rollout = Rollout(options[SESSION], steps.denoise, steps.commit, load)
+        return rollout.run(self.plan, self.recache_shots, start)
 
 
 class ChunkSteps:
@@ -119,7 +130,7 @@ class ChunkSteps:
         self._callback, self._template = callback, template
         self._levels: list[float] = sigmas.tolist()
         self._sampling = guider.inner_model.model_sampling
-        self._session: RunSession = extra_args["model_options"]["transformer_options"][SESSION]
+        self._session: RunSession | None = extra_args["model_options"]["transformer_options"].get(SESSION)
 
     def to_device(self, latents: Tensor | None) -> Tensor | None:
         """The latents where and as the sampler works on them."""
@@ -133,11 +144,12 @@ class ChunkSteps:
 
     def commit(self, latents: Tensor, shot: int) -> None:
         """Run clean latents at t = 0 under the prompt of this shot, or the one that their chunk was made under."""
+        assert self._session is not None
         self._enter(self._film.prompts.get((self._session.frames.start, shot), shot))
         self._guider.commit(latents, self._extra_args["model_options"])
 
     def _enter(self, shot: int) -> None:
-        if shot != self._guider.shot:
+        if shot != self._guider.shot and self._session is not None:
             self._session.forget_text()
         self._guider.shot = shot
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.sampler_helpers
 import comfy.samplers
@@ -11,11 +11,24 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import Tensor
 
-from ...memory.session import RunSession
-from .keys import SESSION
+from .keys import HISTORY, SESSION
 
 NEGATIVE = "negative"
 AROUND_THE_MODEL = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+
+
+class HoldsBytes(Protocol):
+    """What a run remembers by, whichever kind it is."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes on the card, at most."""
+        ...
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes in RAM or in files, at most."""
+        ...
 
 
 class FilmGuider(comfy.samplers.CFGGuider):
@@ -72,14 +85,18 @@ class FilmGuider(comfy.samplers.CFGGuider):
     @property
     def peak_bytes(self) -> int:
         """Bytes of the memory of the run, on the card."""
-        session: RunSession = self.model_options["transformer_options"][SESSION]
-        return session.peak_bytes
+        return self._session.peak_bytes
 
     @property
     def host_bytes(self) -> int:
         """Bytes of the memory of the run in RAM or in files."""
-        session: RunSession = self.model_options["transformer_options"][SESSION]
-        return session.memory.host_bytes
+        return self._session.host_bytes
+
+    @property
+    def _session(self) -> HoldsBytes:
+        options = self.model_options["transformer_options"]
+        session: HoldsBytes = options[HISTORY] if HISTORY in options else options[SESSION]
+        return session
 
     def reload(self) -> None:
         """Bring the model back onto its device, patched as before, after another model may have pushed it off."""

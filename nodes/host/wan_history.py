@@ -15,8 +15,8 @@ import torch
 from comfy.ldm.wan.model import repeat_e, sinusoidal_embedding_1d
 from torch import Tensor
 
+from ...memory.encoded_history import History
 from ...memory.encoder_spec import Modulation
-from ...memory.history import History
 
 LAYER = "double_block"
 """The host's name for a layer of Wan in `patches_replace`."""

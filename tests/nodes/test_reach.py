@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import comfy.hooks
-import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
-import comfy.ops
 import comfy.samplers
 import comfy.sd
 import pytest
 import torch
-from comfy.ldm.wan.model import WanModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelComputeDtype, ModelSamplingSD3
@@ -32,11 +29,11 @@ from numerics import (
     relative_error,
 )
 from torch import Tensor
+from wan_variants import build_tiny_wan22
 
 from longreel.kernels.page_copy import time_rotation
 from longreel.memory.chunks import Plan, plan_frames
 from longreel.memory.config import MemoryConfig
-from longreel.memory.training.initialise import initialise_wan
 from longreel.nodes.headless.bench_loop import HostNoise
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_vae, build_tiny_wan, host_modules
@@ -311,24 +308,6 @@ def test_a_flow_shift_may_come_before_or_after_the_memory(model: ModelPatcher) -
 
 
 # Wan 2.2 5B
-
-
-def build_tiny_wan22() -> ModelPatcher:
-    """A Wan 2.2 text-and-image-to-video model of 48 channels, detected and loaded by the host itself."""
-    channels = comfy.latent_formats.Wan22().latent_channels
-    network = WanModel(
-        dim=SPEC.width,
-        ffn_dim=SPEC.ffn,
-        num_heads=SPEC.heads,
-        num_layers=1,
-        in_dim=channels,
-        out_dim=channels,
-        device="cpu",
-        dtype=torch.float32,
-        operations=comfy.ops.disable_weight_init,
-    )
-    initialise_wan(network, torch.Generator().manual_seed(0))
-    return comfy.sd.load_diffusion_model_state_dict(network.state_dict(), model_options={"dtype": torch.float32})
 
 
 def test_wan_22_5b_remembers_its_first_chunk(host: object, tmp_path: Path) -> None:

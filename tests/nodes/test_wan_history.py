@@ -10,9 +10,9 @@ import torch
 from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
 from torch import Tensor
 
+from longreel.memory.encoded_history import History
 from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
-from longreel.memory.history import History
 from longreel.nodes.host.build import TinyWanSpec, host_modules
 from longreel.nodes.host.wan_history import check_no_other_tokens, with_history
 

@@ -1,0 +1,124 @@
+"""The film so far as an encoder tells it: every new stretch is encoded once and appended, the newest frames stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .encoder import token_positions
+from .encoder_spec import PATCH, EncoderSpec, Modulation
+from .select import EVERYTHING
+from .transitions import Reach
+
+
+class History(NamedTuple):
+    """Tokens `[1 or B, M, width]` that join a model's own, and their positions `[M, 3]`: frame, row and column.
+
+    Frames count from the first of those being made, so history lies below 0; `target_frames` `[T]` are the times of those
+    being made where they are not simply 0, 1, 2, ...
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    modulation: Modulation
+    target_frames: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryConfig:
+    """How much of the film is read, in latent frames: `window_frames` of the newest whole, `longest_frames` through the
+    encoder (None is all of it). Raises ValueError when a count makes no sense."""
+
+    window_frames: int = 3
+    longest_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window_frames < 0:
+            raise ValueError(f"The window of a memory encoder needs 0 or more frames, got {self.window_frames}.")
+        if self.longest_frames is not None and self.longest_frames < 1:
+            raise ValueError(f"The history of a memory encoder needs at least 1 frame, got {self.longest_frames}.")
+
+
+class EncodedHistory:
+    """What one film remembers through an encoder. State of one run.
+
+    `encode` turns latents `[1, C, n, H, W]`, n a multiple of the encoder's frames, into tokens, `embed` whole frames into
+    the model's own: both `[1, M, width]`.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        config: HistoryConfig,
+        encode: Callable[[Tensor], Tensor],
+        embed: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.spec, self.config = spec, config
+        self._encode, self._embed = encode, embed
+        self._encoded: list[tuple[int, Tensor]] = []  # first frame and tokens of every encoded stretch, oldest first
+        self._waiting: Tensor | None = None  # newest latents, too few for a token
+        self._window: Tensor | None = None
+        self._film = 0
+        self._size = (0, 0)
+        self.current: History | None = None
+        self.read_frames: tuple[int, ...] = ()
+
+    @property
+    def frames_worth(self) -> float:
+        """What is read now, in tokens of a whole frame."""
+        if self.current is None:
+            return 0.0
+        return len(self.current.positions) / (self._size[0] // PATCH * (self._size[1] // PATCH))
+
+    def append(self, latents: Tensor) -> None:
+        """The film goes on with clean latents `[1, C, T, H, W]`. Frames that fill no token wait for the next ones."""
+        self._film += latents.shape[2]
+        self._size = (latents.shape[3], latents.shape[4])
+        waiting = latents if self._waiting is None else torch.cat([self._waiting, latents], dim=2)
+        step = self.spec.rate.frames
+        whole = waiting.shape[2] // step * step
+        if whole:
+            first = self._film - waiting.shape[2]
+            tokens = self._encode(waiting[:, :, :whole]).unflatten(1, (whole // step, -1))
+            self._encoded += [(first + index * step, part) for index, part in enumerate(tokens.unbind(1))]
+        self._waiting = waiting[:, :, whole:]
+        newest = latents if self._window is None else torch.cat([self._window, latents], dim=2)
+        self._window = newest[:, :, max(0, newest.shape[2] - self.config.window_frames) :]
+
+    def begin(self, reach: Reach = EVERYTHING) -> None:
+        """Lay out what the next frames read, `current`: nothing of the bank or window that `reach` closes."""
+        config, step = self.config, self.spec.rate.frames
+        oldest = (
+            reach.bank_from
+            if config.longest_frames is None
+            else max(reach.bank_from, self._film - config.longest_frames)
+        )
+        stretches = [(first, tokens) for first, tokens in self._encoded if first >= oldest]
+        tokens, positions = [part for _, part in stretches], []
+        for first, _ in stretches:
+            positions.append(token_positions(self.spec, self.spec.grid(step, *self._size), first - self._film))
+        self.read_frames = self._whole_frames(reach)
+        if self.read_frames:
+            assert self._window is not None
+            tokens.append(self._embed(self._window[:, :, -len(self.read_frames) :]))
+            rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in self._size)
+            times = torch.tensor(self.read_frames, dtype=torch.float32) - self._film
+            positions.append(torch.cartesian_prod(times, rows, columns))
+        self.current = None
+        if tokens:
+            self.current = History(torch.cat(tokens, dim=1), torch.cat(positions), self.spec.modulation)
+
+    def _whole_frames(self, reach: Reach) -> tuple[int, ...]:
+        kept = 0 if self._window is None else self._window.shape[2]
+        return tuple(range(max(self._film - kept, reach.window_from), self._film))
+
+
+def most_tokens(spec: EncoderSpec, config: HistoryConfig, film_frames: int, height: int, width: int) -> int:
+    """Tokens that a film of this many latent frames, and of this size in latents, ever reads at once."""
+    encoded = film_frames if config.longest_frames is None else min(config.longest_frames, film_frames)
+    frames, rows, columns = spec.grid(encoded, height, width)
+    return frames * rows * columns + min(config.window_frames, film_frames) * (height // PATCH) * (width // PATCH)

@@ -1,0 +1,242 @@
+"""Memory encoders in the host: loaded as one of its models, and put beside a bidirectional Wan for one film."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.wan.model
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ...memory.chunks import PICTURES_PER_FRAME
+from ...memory.encoded_history import EncodedHistory, HistoryConfig, most_tokens
+from ...memory.encoder import MemoryEncoder
+from ...memory.encoder_file import read_encoder
+from ...memory.encoder_spec import PATCH, EncoderSpec, LowBranch
+from .film_sampler import FilmSampler
+from .guider import FilmGuider
+from .keys import HISTORY, PACK
+from .wan_history import check_no_other_tokens, with_history
+
+ENCODER = "longreel_encoder"
+MODELS = {
+    (1536, 16): "Wan 2.1 1.3B",
+    (5120, 16): "Wan 2.1 14B and Wan 2.2 14B",
+    (3072, 48): "Wan 2.2 5B",
+    (256, 16): "the tiny model that comes with LongReel",
+}
+"""Models by their width and the channels of their latents."""
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEncoder:
+    """A memory encoder as the host keeps models, and how much of a film it is to tell."""
+
+    spec: EncoderSpec
+    patcher: ModelPatcher
+    config: HistoryConfig
+
+
+def load_encoder(path: Path, config: HistoryConfig, dtype: torch.dtype | None = None) -> LoadedEncoder:
+    """The encoder in this file, on the host's offload device; `dtype` None is what suits the device.
+
+    Raises ValueError, and loads nothing, unless the file is an encoder with every weight there, fitting and finite.
+    """
+    spec, weights = read_encoder(path)
+    device = comfy.model_management.get_torch_device()
+    if dtype is None:
+        dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+    offload = comfy.model_management.unet_offload_device()
+    module = MemoryEncoder(spec, comfy.ops.manual_cast, device=offload, dtype=dtype)
+    patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=device, offload_device=offload)
+    state = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    module.load_state_dict(state, assign=patcher.is_dynamic())
+    comfy.model_management.archive_model_dtypes(module)
+    module.eval().requires_grad_(False)
+    return LoadedEncoder(spec, patcher, config)
+
+
+def fits(spec: EncoderSpec) -> str:
+    """What an artist wants to know of an encoder: for which model it is, how much it compresses, how it was made."""
+    model = MODELS.get((spec.width, spec.channels), f"a model of width {spec.width} with {spec.channels} channels")
+    lines = [f"fits {model}", f"{spec.rate}: one token for {math.prod(spec.rate)}"]
+    if spec.base:
+        lines.append(f"made for {spec.base}")
+    lines += [f"{name}: {fact}" for name, fact in sorted(spec.trained.items())]
+    return "\n".join(lines)
+
+
+def check_encoder(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, int], has_vae: bool) -> None:
+    """Raises ValueError unless this encoder can tell this model of a film of this size in latents."""
+    network = model.get_model_object("diffusion_model")
+    bidirectional = (comfy.model_base.WAN21, comfy.model_base.WAN22)
+    if type(model.model) not in bidirectional or type(network) is not comfy.ldm.wan.model.WanModel:
+        raise ValueError(
+            f"A memory encoder needs an ordinary Wan text-to-video model, got {type(model.model).__name__}: causal "
+            "checkpoints remember through Sparse KV Memory. Disconnect the encoder, or load the model that it was made "
+            f"for{_made_for(encoder.spec)}."
+        )
+    found = (network.dim, network.in_dim)
+    needed = (encoder.spec.width, encoder.spec.channels)
+    if found != needed:
+        raise ValueError(
+            f"This memory encoder needs a model of width {needed[0]} with {needed[1]} channels{_made_for(encoder.spec)}, "
+            f"got one of width {found[0]} with {found[1]}. Load that model, or another encoder."
+        )
+    if min(encoder.spec.grid(encoder.spec.rate.frames, *size)) < 1:
+        raise ValueError(
+            f"A memory encoder of rate {encoder.spec.rate} needs a picture of at least {PATCH * encoder.spec.rate.rows} "
+            f"latents each way, got {size[0]} x {size[1]}. Make the film larger."
+        )
+    if encoder.spec.low is LowBranch.VIDEO and not has_vae:
+        raise ValueError(
+            "This memory encoder looks at a small copy of the film's pictures and needs the VAE for it. Connect the VAE "
+            "to the Chunked AR Sampler."
+        )
+
+
+def _made_for(spec: EncoderSpec) -> str:
+    return f" ({spec.base})" if spec.base else ""
+
+
+def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VAE | None = None) -> ModelPatcher:
+    """A clone of the model that reads the film so far through `encoder` when the Chunked AR Sampler runs it.
+
+    `vae` makes the small copy of the film for encoders that look at one.
+    """
+    clone = model.clone()
+    clone.set_additional_models(ENCODER, [encoder.patcher])
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, _HistoryOfRun(encoder, vae).around_run),
+        (WrappersMP.PREPARE_SAMPLING, _with_longer_sequence),
+        (WrappersMP.DIFFUSION_MODEL, _with_tokens),
+    ):
+        clone.remove_wrappers_with_key(kind, PACK)
+        clone.add_wrapper_with_key(kind, PACK, wrapper)
+    return clone
+
+
+@dataclass(slots=True)
+class HistorySession:
+    """State of one run: the history, the most tokens that it reads at once, and the tokens of a frame being made."""
+
+    history: EncodedHistory
+    tokens: int
+    frame_tokens: int
+    dtype: torch.dtype
+    host_bytes: int = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes on the card: tokens are kept in pieces and joined once for the frames being made."""
+        return 2 * self.tokens * self.history.spec.width * self.dtype.itemsize
+
+
+class _HistoryOfRun:
+    """Gives every run of the Chunked AR Sampler a history of its own."""
+
+    def __init__(self, encoder: LoadedEncoder, vae: comfy.sd.VAE | None) -> None:
+        self._encoder, self._vae = encoder, vae
+
+    def around_run(
+        self, executor: Callable[..., Any], noise: Any, latent: Any, sampler: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """OUTER_SAMPLE: the history is made for this run and dropped at its end; other samplers run untouched."""
+        if not isinstance(sampler, FilmSampler):
+            return executor(noise, latent, sampler, *args, **kwargs)
+        guider: Any = executor.class_obj  # type: ignore[attr-defined]
+        spec, config = self._encoder.spec, self._encoder.config
+        dtype = guider.model_patcher.get_model_object("manual_cast_dtype") or guider.model_patcher.model.get_dtype()
+        rows, columns = (count // PATCH for count in sampler.latent_size)
+        session = HistorySession(
+            EncodedHistory(spec, config, partial(self._encode, guider, dtype), partial(_embed_frames, guider, dtype)),
+            most_tokens(spec, config, sampler.plan.total_frames, *sampler.latent_size),
+            rows * columns,
+            dtype,
+        )
+        before = guider.model_options
+        guider.model_options = create_model_options_clone(before)
+        guider.model_options["transformer_options"][HISTORY] = session
+        try:
+            return executor(noise, latent, sampler, *args, **kwargs)
+        finally:
+            guider.model_options = before
+
+    @torch.no_grad()
+    def _encode(self, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
+        """Latents as the sampler works on them `[1, C, T, H, W]`, to tokens `[1, M, width]`."""
+        spec = self._encoder.spec
+        low = self._small_video(guider, latents) if spec.low is LowBranch.VIDEO else None
+        tokens: Tensor = self._encoder.patcher.model(latents, partial(_embed, guider), low)
+        return tokens.to(dtype)
+
+    def _small_video(self, guider: FilmGuider, latents: Tensor) -> Tensor:
+        """Latents of the pictures at a fraction of their size and rate, through the VAE and back."""
+        assert self._vae is not None
+        frames, rows, columns = self._encoder.spec.low_size(*latents.shape[2:])
+        pictures = self._vae.decode(guider.inner_model.process_latent_out(latents))[0]  # [F, H, W, 3]
+        count = PICTURES_PER_FRAME * (frames - 1) + 1
+        kept = torch.linspace(0, len(pictures) - 1, count).round().long()
+        scale = self._vae.spacial_compression_encode()
+        small = interpolate(pictures[kept].movedim(-1, 1), size=(rows * scale, columns * scale), mode="area")
+        made: Tensor = guider.inner_model.process_latent_in(self._vae.encode(small.movedim(1, -1)))
+        guider.reload()
+        return made.to(latents)
+
+
+def _embed(guider: FilmGuider, latents: Tensor) -> Tensor:
+    """The model's own embedding, which the host computes in float32."""
+    embedded: Tensor = guider.inner_model.diffusion_model.patch_embedding(latents.float())
+    return embedded
+
+
+@torch.no_grad()
+def _embed_frames(guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
+    """Whole frames `[1, C, T, H, W]` as tokens `[1, M, width]`."""
+    return _embed(guider, latents.to(dtype)).flatten(2).transpose(1, 2).to(dtype)
+
+
+def _with_longer_sequence(
+    executor: Callable[..., Any], model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """PREPARE_SAMPLING: the host reckons with the tokens of history as with more frames."""
+    session: HistorySession | None = kwargs["model_options"]["transformer_options"].get(HISTORY)
+    if session is not None:
+        batch, channels, frames, *size = noise_shape
+        noise_shape = [batch, channels, frames + -(-session.tokens // session.frame_tokens), *size]
+    return executor(model, noise_shape, *args, **kwargs)
+
+
+def _with_tokens(
+    executor: Callable[..., Any],
+    x: Tensor,
+    timestep: Tensor,
+    context: Tensor,
+    clip_fea: Any = None,
+    time_dim_concat: Any = None,
+    transformer_options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """DIFFUSION_MODEL: history joins the sequence of this call; without any the call stays as it is."""
+    options = {} if transformer_options is None else transformer_options
+    session: HistorySession | None = options.get(HISTORY)
+    if session is not None:
+        check_no_other_tokens({**kwargs, "time_dim_concat": time_dim_concat})
+        if session.history.current is not None:
+            network = executor.class_obj  # type: ignore[attr-defined]
+            options = with_history(network, session.history.current, options)
+    return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)

@@ -1,0 +1,94 @@
+"""The node that loads a memory encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+from server import PromptServer
+
+from ..memory.encoded_history import HistoryConfig
+from .host.encoder_model import TYPES, fits, load_encoder
+from .sockets import EncoderSocket
+
+FOLDER = "memory_encoders"
+AUTO = "auto"
+DEFAULT = HistoryConfig()
+
+
+def add_model_folder() -> None:
+    """Tell the host of `models/memory_encoders`, beside those that the user's own list of folders names."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER), is_default=True)
+    folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".sft"})
+
+
+class MemoryEncoderLoader(io.ComfyNode):
+    """File in, memory encoder out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """A file and how much of the film it is to tell."""
+        return io.Schema(
+            node_id="LongReelMemoryEncoderLoader",
+            display_name="Memory Encoder Loader",
+            category="longreel/memory",
+            description=(
+                "Loads a memory encoder from models/memory_encoders: a small network that tells an ordinary (not causal) Wan "
+                "model of the whole film so far in a few tokens. Connect it to the Chunked AR Sampler, and put the LoRA "
+                "that was trained with it on the model."
+            ),
+            search_aliases=["tinyhistory", "pfp", "framepack", "history compression", "long context"],
+            inputs=[
+                io.Combo.Input(
+                    "encoder",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="A file from models/memory_encoders. Each is made for one model; the node tells you which.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=[AUTO, *TYPES],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Precision of the encoder. 'auto' takes bf16 where the card likes it. fp32 is exact and "
+                    "takes twice the VRAM; encoders are small.",
+                ),
+                io.Int.Input(
+                    "window",
+                    default=DEFAULT.window_frames,
+                    min=0,
+                    max=256,
+                    tooltip="Newest latent frames that are read whole beside the encoder's tokens (4 make a second at 16 "
+                    "fps). Turning it up makes the joints between chunks smoother and costs VRAM and time.",
+                ),
+                io.Int.Input(
+                    "history",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip="Latent frames that are read through the encoder, counted back from now; 0 is the whole film. "
+                    "Encoders were trained with a certain length (often 80 frames, 20 s): far beyond it they may blur. "
+                    "Turning it down saves time and forgets what is older.",
+                ),
+            ],
+            outputs=[
+                EncoderSocket.Output(display_name="encoder", tooltip="For the Chunked AR Sampler."),
+                io.String.Output(display_name="fits", tooltip="Which model the encoder fits, and how it was made."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, encoder: str, dtype: str, window: int, history: int) -> tuple[object, ...]:
+        """A file that was replaced is loaded again."""
+        found = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)).stat()
+        return (encoder, found.st_mtime_ns, found.st_size, dtype, window, history)
+
+    @classmethod
+    def execute(cls, encoder: str, dtype: str, window: int, history: int) -> io.NodeOutput:
+        """Load the file, or say in one sentence why it cannot be."""
+        path = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder))
+        loaded = load_encoder(path, HistoryConfig(window, history or None), TYPES.get(dtype))
+        told = fits(loaded.spec)
+        PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
+        return io.NodeOutput(loaded, told)

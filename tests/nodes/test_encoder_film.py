@@ -1,0 +1,392 @@
+"""Films that are remembered through an encoder: what each chunk reads, in the real host."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from film import FOUR_STEPS, LATENT_CHANNELS, film_on_disk, planned, prompt
+from numerics import BF16_COMPUTE_ERROR, FORWARD_ERROR, NOT_ROUNDING, relative_error
+from torch import Tensor
+from wan_variants import build_tiny_wan22
+
+from longreel.memory.chunks import Chunk, Plan, plan_chunks
+from longreel.memory.config import MemoryConfig
+from longreel.memory.encoded_history import History, HistoryConfig
+from longreel.memory.encoder import MemoryEncoder, token_positions
+from longreel.memory.encoder_file import save_encoder
+from longreel.memory.encoder_spec import EncoderSpec, LowBranch, Modulation, Rate
+from longreel.memory.rollout import FinishedChunk
+from longreel.memory.trace import read_trace
+from longreel.memory.training.initialise import initialise_encoder
+from longreel.memory.transitions import Reach
+from longreel.nodes.film import Film
+from longreel.nodes.host.attach import attach_memory
+from longreel.nodes.host.build import TinyWanSpec, build_tiny_vae, build_tiny_wan
+from longreel.nodes.host.encoder_model import LoadedEncoder, attach_encoder, fits, load_encoder
+from longreel.nodes.host.film_sampler import FilmSampler, SeededNoise
+from longreel.nodes.host.guider import FilmGuider
+from longreel.nodes.host.keys import HISTORY
+from longreel.nodes.host.wan_history import with_history
+
+SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=3)
+ENCODER = EncoderSpec(width=128, stages=(8, 16), heads=2, rate=Rate(2, 2, 2), modulation=Modulation.CLEAN, base="tiny")
+SIZE = (8, 8)
+PLAN = plan_chunks((2, 2), 3)
+
+
+@pytest.fixture(scope="module")
+def model(host: object) -> ModelPatcher:
+    return build_tiny_wan(SPEC)
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Callable[..., LoadedEncoder]:
+    """Writes an encoder with these changes, and loads it."""
+
+    def load(config: HistoryConfig | None = None, dtype: torch.dtype | None = None, **changes: Any) -> LoadedEncoder:
+        spec = dataclasses.replace(ENCODER, **changes)
+        encoder = MemoryEncoder(spec).requires_grad_(False)
+        generator = torch.Generator().manual_seed(0)
+        initialise_encoder(encoder, generator)
+        if encoder.high is not None:
+            encoder.high.project.weight.normal_(generator=generator)
+        save_encoder(tmp_path / "encoder.safetensors", spec, encoder.state_dict())
+        return load_encoder(tmp_path / "encoder.safetensors", config or HistoryConfig(), dtype)
+
+    return load
+
+
+def render(
+    model: ModelPatcher,
+    encoder: LoadedEncoder,
+    plan: Plan = PLAN,
+    *,
+    cfg: float = 1.0,
+    inner: str | None = None,
+    sigmas: tuple[float, ...] = (1.0, 0.8333, 0.0),
+    start: Tensor | None = None,
+    load: Callable[[int], Tensor | None] = lambda index: None,
+    on_chunk: Callable[[FinishedChunk], None] = lambda finished: None,
+    reaches: tuple[Reach, ...] = (),
+    first_prompt: int = 0,
+    vae: Any = None,
+    attached: bool = False,
+) -> list[FinishedChunk]:
+    """Render a plan with an encoder through the host's guider."""
+    chunks: list[FinishedChunk] = []
+
+    def finished(chunk: FinishedChunk, guider: FilmGuider) -> None:
+        chunks.append(chunk)
+        on_chunk(chunk)
+
+    reading = model if attached else attach_encoder(model, encoder, vae)
+    guider = FilmGuider(reading, (prompt(first_prompt), prompt(1, words=5)), prompt(99, words=3), cfg)
+    sampler = FilmSampler(
+        plan=plan,
+        noise=SeededNoise((7, 7)),
+        recache_shots=frozenset(),
+        latent_size=SIZE,
+        inner=None if inner is None else comfy.samplers.ksampler(inner),
+        start=start,
+        load=load,
+        finished=finished,
+        reaches=reaches,
+    )
+    template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *SIZE)
+    guider.sample(template, template, sampler, torch.tensor(sigmas), disable_pbar=True, seed=7)
+    return chunks
+
+
+def latents(chunks: list[FinishedChunk]) -> Tensor:
+    return torch.cat([chunk.latents for chunk in chunks], dim=2)
+
+
+def unpatched_output(model: ModelPatcher, cfg: float = 1.0) -> Tensor:
+    """The first chunk as the host's own Euler sampler makes it, without us."""
+    noise = SeededNoise((7,))(Chunk(0, range(3), 0), 0, (1, LATENT_CHANNELS, 3, *SIZE))
+    guider = comfy.samplers.CFGGuider(model.clone())
+    guider.set_conds(prompt(0), prompt(99, words=3))
+    guider.set_cfg(cfg)
+    sampler = comfy.samplers.ksampler("euler")
+    return guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor(FOUR_STEPS), disable_pbar=True, seed=7)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+def test_with_an_empty_history_the_first_chunk_has_the_bits_of_the_unpatched_model(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], cfg: float
+) -> None:
+    film = render(model, loaded(), plan_chunks((1,), 3), inner="euler", sigmas=FOUR_STEPS, cfg=cfg)
+    assert torch.equal(model.model.process_latent_out(film[0].latents), unpatched_output(model, cfg))
+
+
+def test_a_chunk_is_what_the_model_makes_beside_the_encoded_film(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    """The same by hand: a window of 2 whole frames as the host itself joins them, without tokens of the encoder."""
+    encoder = loaded(HistoryConfig(window_frames=2, longest_frames=1), modulation=Modulation.TARGET)
+    film = render(model, encoder, plan_chunks((2,), 3), sigmas=(1.0, 0.0))
+    network = model.model.diffusion_model
+    noise = SeededNoise((7, 7))(Chunk(1, range(3, 6), 0), 0, (1, LATENT_CHANNELS, 3, *SIZE))
+    # Distances alone count, so two frames before the chunk may stand first in a sequence of five.
+    sequence = torch.cat([film[0].latents[:, :, 1:], noise], dim=2)
+    with torch.no_grad():
+        flow = network(sequence, torch.tensor([1000.0]), prompt(0)[0][0])[:, :, 2:]
+    assert relative_error(film[1].latents, noise - flow) < FORWARD_ERROR
+
+
+def test_a_chunk_reads_what_the_encoder_makes_of_all_frames_before_it(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    encoder = loaded(HistoryConfig(window_frames=0))
+    film = render(model, encoder, plan_chunks((3,), 3), sigmas=(1.0, 0.0))
+    network = model.model.diffusion_model
+    noise = SeededNoise((7, 7))(Chunk(2, range(6, 9), 0), 0, (1, LATENT_CHANNELS, 3, *SIZE))
+    with torch.no_grad():
+        tokens = encoder.patcher.model(latents(film[:2]), network.patch_embedding)
+        positions = token_positions(ENCODER, ENCODER.grid(6, *SIZE), first_frame=-6)
+        options = with_history(network, History(tokens, positions, ENCODER.modulation), {})
+        flow = network(noise, torch.tensor([1000.0]), prompt(0)[0][0], transformer_options=options)
+    assert relative_error(film[2].latents, noise - flow) < FORWARD_ERROR
+
+
+def test_what_is_read_is_told(model: ModelPatcher, loaded: Callable[..., LoadedEncoder]) -> None:
+    film = render(model, loaded(HistoryConfig(window_frames=2)))
+    assert [chunk.read_frames for chunk in film] == [(), (1, 2), (4, 5), (7, 8)]
+    # 3, 6 and 9 frames are 1, 3 and 4 frames of tokens, each a quarter of the model's own; 2 frames come whole.
+    assert [chunk.frames_worth for chunk in film] == [0, 2.25, 2.75, 3.0]
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_later_shot_reads_the_first(model: ModelPatcher, loaded: Callable[..., LoadedEncoder], window: int) -> None:
+    encoder = loaded(HistoryConfig(window_frames=window))
+    films = [render(model, encoder, plan_chunks((1, 1), 3), first_prompt=seed) for seed in (0, 10)]
+    assert relative_error(films[0][1].latents, films[1][1].latents) > NOT_ROUNDING
+
+
+def test_a_history_that_is_too_short_forgets_the_first_shot(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    plan = plan_chunks((1, 3), 3)
+    saved = {1: torch.zeros(1, LATENT_CHANNELS, 3, *SIZE), 2: torch.ones(1, LATENT_CHANNELS, 3, *SIZE)}
+    for longest, forgets in ((6, True), (None, False)):
+        encoder = loaded(HistoryConfig(window_frames=1, longest_frames=longest))
+        films = [render(model, encoder, plan, first_prompt=seed, load=saved.get) for seed in (0, 10)]
+        assert torch.equal(films[0][3].latents, films[1][3].latents) is forgets
+
+
+def test_a_clean_cut_forgets_what_was_before_and_a_cut_the_window_alone(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    encoder = loaded()
+    for reach, forgets in ((Reach(3, 3), True), (Reach(3, 0), False)):
+        films = [
+            render(model, encoder, plan_chunks((1, 1), 3), first_prompt=seed, reaches=(Reach(), reach))
+            for seed in (0, 10)
+        ]
+        assert films[0][1].read_frames == ()
+        assert torch.equal(films[0][1].latents, films[1][1].latents) is forgets
+
+
+@pytest.mark.parametrize(
+    ("inner", "cfg", "start", "rate", "low"),
+    [
+        (None, 1.0, False, "2x2x2", LowBranch.LATENTS),
+        (None, 5.0, True, "2x2x4", LowBranch.LATENTS),
+        ("euler", 5.0, False, "4x4x2", LowBranch.NONE),
+        ("dpmpp_2m", 1.0, True, "2x2x1", LowBranch.LATENTS),
+        (None, 1.0, False, "2x2x8", LowBranch.VIDEO),
+    ],
+)
+def test_a_resumed_film_has_the_bits_of_the_uninterrupted_one(
+    model: ModelPatcher,
+    loaded: Callable[..., LoadedEncoder],
+    inner: str | None,
+    cfg: float,
+    start: bool,
+    rate: str,
+    low: LowBranch,
+) -> None:
+    encoder = loaded(rate=Rate.parse(rate), low=low)
+    first = torch.randn(1, LATENT_CHANNELS, 1, *SIZE, generator=torch.Generator().manual_seed(5))
+    settings: dict[str, Any] = {"inner": inner, "cfg": cfg, "start": first if start else None}
+    if low is LowBranch.VIDEO:
+        settings["vae"] = build_tiny_vae()
+    plan = plan_chunks((2, 2), 3, 1 if start else 0)
+    whole = render(model, encoder, plan, **settings)
+    assert torch.isfinite(latents(whole)).all()
+    for kept in (1, 3):
+        saved = {chunk.chunk.index: chunk.latents for chunk in whole[:kept]}
+        resumed = render(model, encoder, plan, **settings, load=saved.get)
+        assert [chunk.replayed for chunk in resumed] == [True] * kept + [False] * (4 - kept)
+        assert torch.equal(latents(resumed), latents(whole))
+
+
+def test_a_start_image_is_remembered(model: ModelPatcher, loaded: Callable[..., LoadedEncoder]) -> None:
+    images = (torch.zeros(1, LATENT_CHANNELS, 1, *SIZE), torch.ones(1, LATENT_CHANNELS, 1, *SIZE))
+    films = [render(model, loaded(), plan_chunks((1,), 3, 1), start=image) for image in images]
+    assert films[0][0].read_frames == (0,)
+    assert not torch.equal(films[0][0].latents, films[1][0].latents)
+
+
+def cancelled(finished: FinishedChunk) -> None:
+    comfy.model_management.interrupt_current_processing()
+
+
+def failed(finished: FinishedChunk) -> None:
+    raise OSError("disk full")
+
+
+@pytest.mark.parametrize(
+    ("on_chunk", "error"),
+    [
+        (lambda finished: None, None),
+        (cancelled, comfy.model_management.InterruptProcessingException),
+        (failed, OSError),
+    ],
+    ids=["finished", "cancelled", "failed"],
+)
+def test_after_any_run_an_unpatched_clone_gives_the_bits_it_gave_before_and_nothing_stays(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], on_chunk: Any, error: type[BaseException] | None
+) -> None:
+    before, reading = unpatched_output(model), attach_encoder(model, loaded())
+    if error is None:
+        render(reading, loaded(), on_chunk=on_chunk, attached=True)
+    else:
+        with pytest.raises(error):
+            render(reading, loaded(), on_chunk=on_chunk, attached=True)
+    assert HISTORY not in reading.model_options["transformer_options"]
+    assert torch.equal(unpatched_output(model), before)
+    assert torch.equal(unpatched_output(reading), before)
+
+
+def test_two_runs_give_the_same_bits_and_a_longer_film_starts_with_the_shorter(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    encoder = loaded()
+    long = latents(render(model, encoder))
+    assert torch.equal(latents(render(model, encoder)), long)
+    short = latents(render(model, encoder, plan_chunks((2, 1), 3)))
+    assert torch.equal(long[:, :, : short.shape[2]], short)
+
+
+def test_an_encoder_in_bf16_is_near_the_one_in_float32(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    exact, rounded = (latents(render(model, loaded(dtype=dtype))) for dtype in (torch.float32, torch.bfloat16))
+    assert not torch.equal(exact, rounded)
+    assert relative_error(rounded, exact) < BF16_COMPUTE_ERROR
+
+
+# On disk, and what is refused
+
+
+def film(model: ModelPatcher, encoder: LoadedEncoder, **changes: Any) -> Film:
+    board = planned("[0.75s] a beach\n[0.75s] a town\n[0.75s] a forest")
+    return film_on_disk(model, board, encoder=encoder, sigmas=torch.tensor([1.0, 0.0]), **changes)
+
+
+def test_a_film_on_disk_goes_on_with_the_same_bits_and_says_what_it_read(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    whole = film(model, loaded(), vae=build_tiny_vae()).make(tmp_path / "whole")
+    _, events = read_trace(whole.trace)
+    assert [event["read_frames"] for event in events] == [[], [0, 1, 2], [3, 4, 5]]
+    assert whole.video is not None
+
+    def stop(text: str) -> None:
+        if "chunk 2 of" in text:
+            comfy.model_management.interrupt_current_processing()
+
+    interrupted = film(model, loaded(), vae=build_tiny_vae())
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        interrupted.make(tmp_path / "resumed", stop)
+    assert torch.equal(interrupted.make(tmp_path / "resumed").latents, whole.latents)
+
+
+def test_whatever_changes_the_memory_is_another_setting(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    variants = [
+        film(model, loaded()),
+        film(model, loaded(HistoryConfig(window_frames=1))),
+        film(model, loaded(HistoryConfig(longest_frames=9))),
+        film(model, loaded(rate=Rate(2, 2, 1))),
+        film(model, loaded(modulation=Modulation.TARGET)),
+        film(model, loaded(low=LowBranch.VIDEO), vae=build_tiny_vae(seed=1)),
+        film(model, loaded(low=LowBranch.VIDEO), vae=build_tiny_vae(seed=2)),
+        film_on_disk(model, planned("[0.75s] a beach\n[0.75s] a town\n[0.75s] a forest")),
+    ]
+    assert len({str(variant._settings()) for variant in variants}) == len(variants)
+    assert film(model, loaded())._settings() == variants[0]._settings()
+
+
+def test_wan_22_5b_remembers_through_an_encoder(
+    host: object, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    """A pixel in sixteen, so the film is twice as large; a window of 0 leaves the encoder alone."""
+    wan22 = build_tiny_wan22()
+    films = []
+    for longest in (None, 1):
+        encoder = loaded(HistoryConfig(window_frames=0, longest_frames=longest), channels=48)
+        films.append(film(wan22, encoder, width=128, height=64, project=str(longest)).make(tmp_path).latents)
+    assert films[0].shape == (1, 48, 9, 4, 8)
+    assert torch.equal(films[0][:, :, :3], films[1][:, :, :3])
+    assert relative_error(films[0][:, :, 3:], films[1][:, :, 3:]) > NOT_ROUNDING
+
+
+def refuse(wrong: Film, root: Path, *words: str) -> None:
+    with pytest.raises(ValueError, match=words[0]) as refused:
+        wrong.make(root)
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+    assert not root.exists()
+
+
+def test_a_causal_checkpoint_is_refused(loaded: Callable[..., LoadedEncoder], tmp_path: Path) -> None:
+    causal = build_tiny_wan(SPEC, causal=True)
+    refuse(film(causal, loaded()), tmp_path / "films", "WAN21_CausalAR", "Sparse KV Memory", r"(tiny)")
+
+
+def test_a_model_of_another_width_is_refused(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    wide = loaded(width=256)
+    refuse(film(model, wide), tmp_path / "films", "width 256 with 16 channels", "width 128 with 16", "another encoder")
+
+
+def test_two_memories_at_once_are_refused(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    remembering = attach_memory(model, MemoryConfig())
+    refuse(film(remembering, loaded()), tmp_path / "films", "takes the place of Sparse KV Memory", "Remove these nodes")
+
+
+def test_an_encoder_of_pictures_asks_for_the_vae(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    refuse(film(model, loaded(low=LowBranch.VIDEO)), tmp_path / "films", "needs the VAE", "Connect the VAE")
+
+
+def test_a_film_that_is_smaller_than_a_token_is_refused(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    small = film(model, loaded(rate=Rate(4, 4, 2)), width=48, height=48)
+    refuse(small, tmp_path / "films", "at least 8 latents each way, got 6 x 6")
+
+
+@pytest.mark.parametrize("setting", [{"window_frames": -1}, {"longest_frames": 0}])
+def test_counts_that_make_no_sense_are_refused(setting: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="of a memory encoder needs"):
+        HistoryConfig(**setting)
+
+
+def test_it_says_what_it_fits() -> None:
+    spec = EncoderSpec(width=1536, base="Wan 2.1 T2V 1.3B", trained={"steps": 100})
+    assert fits(spec) == "fits Wan 2.1 1.3B\n4x4x2: one token for 32\nmade for Wan 2.1 T2V 1.3B\nsteps: 100"

@@ -1,0 +1,108 @@
+"""The loader through the host's own executor: a file in the model folder, a film, and files that are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from longreel.memory.encoder import MemoryEncoder
+from longreel.memory.encoder_file import save_encoder
+from longreel.memory.encoder_spec import EncoderSpec
+from longreel.memory.trace import read_trace
+from longreel.memory.training.initialise import initialise_encoder
+from longreel.nodes.host.build import TinyWanSpec, host_modules
+
+if TYPE_CHECKING:
+    from longreel.nodes.headless.runner import Runner
+
+SPEC = EncoderSpec(width=128, stages=(8, 16), heads=2, base="a tiny Wan")
+
+
+@pytest.fixture
+def files(runner: Runner) -> Iterator[Path]:
+    """A tiny Wan and an encoder in the host's own model folders, and what is put beside them, gone at the end."""
+    wan = Path(folder_paths.get_folder_paths("diffusion_models")[0], "tiny_plain_wan.safetensors")
+    encoder = Path(folder_paths.get_folder_paths("memory_encoders")[0], "tiny.safetensors")
+    for path in (wan, encoder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    state = host_modules().new_wan(TinyWanSpec(width=128, layers=1, ffn=128)).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, wan)
+    module = MemoryEncoder(SPEC)
+    initialise_encoder(module, torch.Generator().manual_seed(0))
+    save_encoder(encoder, SPEC, module.state_dict())
+    before = set(encoder.parent.iterdir()) - {encoder}
+    folder_paths.filename_list_cache.clear()
+    yield encoder
+    for path in {wan, *encoder.parent.iterdir()} - before:
+        path.unlink()
+    folder_paths.filename_list_cache.clear()
+
+
+def film(encoder: str = "tiny.safetensors", **settings: Any) -> dict[str, Any]:
+    """A film of two chunks of an ordinary Wan, remembered through the encoder."""
+    loader = {"encoder": encoder, "dtype": "fp32", "window": 1, "history": 0, **settings}
+    board = {"text": "[1.5s] anna walks on the beach", "clip": ["tiny", 1], "negative": "", "fps": 16.0, "chunk": 3}
+    steps = {"model": ["wan", 0], "scheduler": "simple", "steps": 2, "denoise": 1.0}
+    sampler = {
+        "model": ["wan", 0],
+        "storyboard": ["board", 0],
+        "sigmas": ["sigmas", 0],
+        "seed": 0,
+        "width": 64,
+        "height": 64,
+        "cfg": 5.0,
+        "project": "encoded",
+        "encoder": ["loader", 0],
+    }
+    nodes = {
+        "wan": ("UNETLoader", {"unet_name": "tiny_plain_wan.safetensors", "weight_dtype": "default"}),
+        "tiny": ("LongReelTinyStoryboardModel", {}),
+        "loader": ("LongReelMemoryEncoderLoader", loader),
+        "board": ("LongReelStoryboard", board),
+        "sigmas": ("BasicScheduler", steps),
+        "film": ("LongReelChunkedARSampler", sampler),
+        "told": ("PreviewAny", {"source": ["loader", 1]}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def test_a_workflow_with_an_encoder_makes_a_film_and_says_what_it_read(runner: Runner, files: Path) -> None:
+    assert (
+        "tiny.safetensors"
+        in runner.object_info()["LongReelMemoryEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    )
+    rendered = runner.run(film())
+    folder = Path(folder_paths.get_output_directory()) / "longreel" / "encoded"
+    _, events = read_trace(folder / "trace.jsonl")
+    assert [event["read_frames"] for event in events] == [[], [2]]
+    assert events[1]["frames_worth"] == round(1 + 1 / 16, 3)
+    assert "fits a model of width 128 with 16 channels" in str(rendered.outputs)
+
+
+@pytest.mark.parametrize("case", ["pickle", "other kind"])
+def test_a_hostile_file_stops_the_workflow_at_the_loader(runner: Runner, files: Path, case: str) -> None:
+    from longreel.nodes.headless.runner import RenderError
+
+    hostile = files.with_name("hostile.safetensors")
+    if case == "pickle":
+        torch.save({"a": torch.zeros(1)}, hostile)
+    else:
+        save_file({"a": torch.zeros(1)}, hostile)
+    folder_paths.filename_list_cache.clear()
+    with pytest.raises(
+        RenderError, match=r"Memory Encoder Loader|LongReelMemoryEncoderLoader|loader.*hostile.safetensors"
+    ):
+        runner.run(film("hostile.safetensors"))
+
+
+def test_a_file_that_is_not_there_is_refused_when_the_workflow_is_queued(runner: Runner, files: Path) -> None:
+    from longreel.nodes.headless.runner import RenderError
+
+    with pytest.raises(RenderError, match=r"refuses this workflow.*\n?.*encoder"):
+        runner.run(film("gone.safetensors"))
