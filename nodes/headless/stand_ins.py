@@ -15,7 +15,16 @@ from typing import NoReturn
 OPTIONAL_PACKAGES = ("torchvision", "torchaudio", "spandrel")
 
 
-class Absent:
+class AbsentName(type):
+    """A name whose public attributes are absent names, too: packages look constants up while they are imported."""
+
+    def __getattr__(cls, name: str) -> AbsentName:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return AbsentName(name, (Absent,), {"__module__": f"{cls.__module__}.{cls.__name__}"})
+
+
+class Absent(metaclass=AbsentName):
     """What a missing package's names point at: it can be named, subclassed and compared, but not used."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -36,10 +45,10 @@ class AbsentModule(ModuleType):
     __path__: list[str]
     __version__ = "0.0.0"
 
-    def __getattr__(self, name: str) -> type[Absent]:
+    def __getattr__(self, name: str) -> AbsentName:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (Absent,), {"__module__": self.__name__})
+        return AbsentName(name, (Absent,), {"__module__": self.__name__})
 
 
 class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .boot import DEVICES, boot_host
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
+from .train_encoder import add_encoder
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tiny.add_argument("--weights", type=Path, metavar="FOLDER", help="start from the tiny_wan files in this folder")
     tiny.add_argument("--device", choices=DEVICES, default="auto")
     tiny.set_defaults(train=run_tiny)
+    add_encoder(models)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +62,7 @@ def run_tiny(args: argparse.Namespace) -> int:
 
     RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
     modules = host_modules()
-    codec = _codec(modules, args.out)
+    codec = tiny_codec(modules, args.out)
     model = modules.new_wan(TinyWanSpec(layers=LAYERS, seed=args.seed))
     if args.weights is not None:
         model.load_state_dict(read_shards(args.weights, "wan"))
@@ -102,7 +104,7 @@ def _tell(row: dict[str, float]) -> None:
         print(f"step {row['step']:5.0f}   loss {row['loss']:.3f}   {row['seconds']:.0f} s")
 
 
-def _codec(modules: Any, out: Path) -> TileCodec:
+def tiny_codec(modules: Any, out: Path) -> TileCodec:
     """The matrix of the tiny VAE: of the one that ships, or of one fitted now and kept in `out`."""
     from safetensors.torch import load_file
 

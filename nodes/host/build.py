@@ -20,7 +20,9 @@ from comfy.ldm.wan.vae import WanVAE
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from ...memory.encoded_history import History
 from ...memory.training.initialise import initialise_vae, initialise_wan
+from .wan_history import with_history
 
 HEAD_SIZE = 128
 """The host's detection of Wan models divides the width by this to get the number of heads."""
@@ -65,6 +67,7 @@ class HostModules(NamedTuple):
     latent_mean: Tensor  # [1, 16, 1, 1, 1]
     latent_std: Tensor  # [1, 16, 1, 1, 1]
     training: Callable[[], Any]
+    with_history: Callable[[Any, History, dict[str, Any]], dict[str, Any]]
 
 
 def _new_wan(spec: TinyWanSpec) -> nn.Module:
@@ -114,7 +117,7 @@ def _training() -> Iterator[None]:
 def host_modules() -> HostModules:
     """Host classes at tiny size with seeded weights, the Wan latent statistics and the host's training switch."""
     latents = comfy.latent_formats.Wan21()
-    return HostModules(_new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training)
+    return HostModules(_new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training, with_history)
 
 
 def read_shards(folder: Path, part: Literal["wan", "vae"]) -> dict[str, Tensor]:

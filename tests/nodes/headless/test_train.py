@@ -1,7 +1,8 @@
-"""`longreel train tiny` as a user types it: it says what is wrong, stops when asked and goes on."""
+"""`longreel train` as a user types it: it says what is wrong, stops when asked and goes on."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,35 @@ def test_training_writes_weights_that_the_bench_and_the_demo_can_take(
     assert build_tiny_wan(weights=read_shards(tmp_path, "wan")).model.diffusion_model.dim == 256
     assert main(["train", "tiny", "--out", str(tmp_path), "--steps", "1", "--seed", "1", "--device", "cpu"]) == 1
     assert "was made with seed=0, got 1. Give the old value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pretrain", "--steps", "0"], "error: Training an encoder needs steps"),
+        (["pretrain", "--rate", "1x1x1"], "error: A memory encoder needs a rate of 4x4x2"),
+        (
+            ["finetune", "--encoder", "gone"],
+            "error: --encoder needs a file that `longreel train encoder pretrain` wrote",
+        ),
+        (["finetune", "--encoder", "text"], "error: text needs to be a safetensors file"),
+    ],
+)
+def test_bad_arguments_for_an_encoder_are_one_line_before_anything_is_loaded(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("no encoder")
+    assert main(["train", "encoder", arguments[0], "--out", "run", *arguments[1:]]) == 1
+    assert capsys.readouterr().err.startswith(said)
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_training_an_encoder_says_which_package_it_misses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    assert main(["train", "encoder", "pretrain", "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.startswith("error: Training an encoder needs the package peft")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,55 @@
+"""Low-rank adapters on a host model, by peft, and the file that the host's own LoRA loader takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..whole_file import explained, whole_file
+
+TARGETS = r"blocks\.\d+\.((self_attn|cross_attn)\.(q|k|v|o)|ffn\.(0|2))"
+"""Every matrix of every layer of a Wan model."""
+_ADAPTER = "default"
+
+
+def add_lora(peft: Any, network: nn.Module, rank: int, seed: int) -> list[nn.Parameter]:
+    """Freeze `network`, put new adapters on it that change nothing yet, and give their parameters.
+
+    `peft` is the package, handed over because it takes seconds to import and is there for training alone.
+    """
+    network.requires_grad_(False)
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=TARGETS, bias="none")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def lora_state(network: nn.Module) -> dict[str, Tensor]:
+    """The adapters' weights as the host's LoRA loader names them; the scale is 1."""
+    state = {}
+    for name, tensor in network.state_dict().items():
+        if ".lora_" in name:
+            state[f"diffusion_model.{name.replace(f'.{_ADAPTER}.', '.')}"] = tensor.detach().cpu().contiguous()
+    return state
+
+
+def load_lora_state(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `lora_state` gave."""
+    own: dict[str, Any] = dict(network.named_parameters())
+    with torch.no_grad():
+        for name in lora_state(network):
+            stem, _, kind = name.removeprefix("diffusion_model.").rpartition(".")
+            own[f"{stem}.{_ADAPTER}.{kind}"].copy_(state[name])
+
+
+def save_lora(path: Path, network: nn.Module) -> None:
+    """Write the adapters for the host's LoRA loader, whole or not at all. Raises ProjectError where the disk refuses."""
+    with explained(f"write into {path.parent}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        save_file(lora_state(network), part)

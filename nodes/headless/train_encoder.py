@@ -1,0 +1,122 @@
+"""Train a memory encoder beside the tiny model: stage I, stage II, and what they are measured by."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .boot import boot_host
+from .render import INTERRUPTED_EXIT, check_folder, set_logging
+from .workflow import WorkflowError
+
+if TYPE_CHECKING:
+    from ...memory.training.encoder_training import EncoderTraining
+
+STEPS = {"pretrain": 1500, "finetune": 1500}
+ENCODER_FILE, LORA_FILE, RETRIEVAL_FILE = "encoder.safetensors", "encoder_lora.safetensors", "retrieval.json"
+TELL_EVERY = 25
+
+
+def add_encoder(models: Any) -> None:
+    """`longreel train encoder pretrain` and `finetune`."""
+    encoder = models.add_parser("encoder", help="a memory encoder for the tiny model, on cartoons made as it goes")
+    stages = encoder.add_subparsers(metavar="STAGE", required=True)
+    pretrain = stages.add_parser("pretrain", help="stage I: any frame of a film must come back from its tokens")
+    finetune = stages.add_parser("finetune", help="stage II: the film goes on beside its tokens")
+    pretrain.add_argument("--rate", default="2x2x2", help="4x4x2, 2x2x2, 2x2x1, 2x2x4 or 2x2x8 (default: 2x2x2)")
+    finetune.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="what stage I wrote")
+    for stage, parser in (("pretrain", pretrain), ("finetune", finetune)):
+        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoints, log, curve, files")
+        parser.add_argument(
+            "--steps", type=int, default=STEPS[stage], help=f"up to this step (default: {STEPS[stage]})"
+        )
+        parser.add_argument("--seed", type=int, default=0, help="other films and another encoder (default: 0)")
+        parser.set_defaults(train=run_encoder, stage=stage)
+
+
+def run_encoder(args: argparse.Namespace) -> int:
+    """Train or continue one stage on the CPU, and write the encoder and its LoRA.
+
+    Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
+    """
+    config, start = _settings(args)
+    if importlib.util.find_spec("peft") is None:
+        raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
+    check_folder(args.out)
+    set_logging(verbose=False)
+    boot_host("cpu")
+    import peft
+    import torch
+
+    from ...memory.encoder import MemoryEncoder
+    from ...memory.encoder_file import save_encoder
+    from ...memory.training.encoder_training import tiny_encoder_spec, train_encoder, trained_spec
+    from ...memory.training.initialise import initialise_encoder
+    from ...memory.training.lora import save_lora
+    from ...memory.training.retrieval import measure_retrieval
+    from ...memory.training.run_folder import RunFolder
+    from ..host.build import TinyWanSpec, host_modules, shipped_weights
+    from .train import LAYERS, tiny_codec
+
+    RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
+    modules = host_modules()
+    codec = tiny_codec(modules, args.out)
+    weights = shipped_weights("wan")
+    if weights is None:
+        raise WorkflowError("Training an encoder needs the weights of the tiny Wan, got none in memory/weights.")
+    spec_of_model = TinyWanSpec(layers=LAYERS)
+    network = modules.new_wan(spec_of_model)
+    network.load_state_dict(weights)
+    encoder = MemoryEncoder(tiny_encoder_spec(config, spec_of_model.width) if start is None else start[0])
+    if start is None:
+        initialise_encoder(encoder, torch.Generator().manual_seed(config.seed))
+    else:
+        encoder.load_state_dict(start[1])
+    print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
+    try:
+        train_encoder(config, modules, peft, network, encoder, codec, args.out, _tell)
+    except KeyboardInterrupt:
+        print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
+        return INTERRUPTED_EXIT
+    save_encoder(args.out / ENCODER_FILE, trained_spec(encoder.spec, config), encoder.state_dict())
+    save_lora(args.out / LORA_FILE, network)
+    print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
+    if args.stage == "pretrain":
+        found = measure_retrieval(config, modules, network, encoder, codec)
+        (args.out / RETRIEVAL_FILE).write_text(json.dumps(found._asdict(), indent=2) + "\n", encoding="utf-8")
+        print(
+            f"Frames from anywhere in unseen films come back at {found.marked:.1f} dB where they were marked, at "
+            f"{found.whole:.1f} dB where nobody said which would be asked for, at {found.other:.1f} dB from another film "
+            f"and at {found.nothing:.1f} dB from nothing."
+        )
+        print(f"Stage II:  longreel train encoder finetune --encoder {args.out / ENCODER_FILE} --out ANOTHER_FOLDER")
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
+    """The training, and spec and weights of the encoder that it starts from."""
+    from ...memory.encoder_file import read_encoder
+    from ...memory.training.encoder_training import EncoderTraining, finetuning_of
+
+    try:
+        if args.stage == "pretrain":
+            return EncoderTraining(steps=args.steps, rate=args.rate, seed=args.seed), None
+        if not args.encoder.is_file():
+            raise WorkflowError(
+                f"--encoder needs a file that `longreel train encoder pretrain` wrote, got {args.encoder}. Train one first."
+            )
+        start = read_encoder(args.encoder)
+        digest = hashlib.sha256(args.encoder.read_bytes()).hexdigest()[:16]
+        return finetuning_of(start[0], steps=args.steps, seed=args.seed, start=digest), start
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error
+
+
+def _tell(row: dict[str, float]) -> None:
+    if row["step"] % TELL_EVERY == 0:
+        print(f"step {row['step']:5.0f}   loss {row['loss']:.3f}   {row['seconds']:.0f} s")

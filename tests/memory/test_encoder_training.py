@@ -1,0 +1,257 @@
+"""Training of a memory encoder: what each stage shows, the same bits when resumed, and files that the host takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import peft
+import pytest
+import torch
+from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
+
+from longreel.memory.encoder import MemoryEncoder
+from longreel.memory.encoder_file import read_encoder, save_encoder
+from longreel.memory.training.clips import TileCodec
+from longreel.memory.training.encoder_training import (
+    FAINTEST,
+    EncoderBatch,
+    EncoderStage,
+    EncoderTraining,
+    encoder_batch,
+    encoder_films,
+    encoder_loss,
+    film_clips,
+    finetuning_of,
+    noise_levels,
+    predict_beside_history,
+    read_history,
+    tiny_encoder_spec,
+    train_encoder,
+    trained_spec,
+)
+from longreel.memory.training.initialise import initialise_encoder
+from longreel.memory.training.lora import add_lora, lora_state, save_lora
+from longreel.memory.training.retrieval import measure_retrieval
+from longreel.memory.training.storyworld import HEIGHT, WIDTH
+from longreel.memory.training.words import split_words
+from longreel.memory.whole_file import ProjectError
+from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan, host_modules
+from longreel.nodes.host.wan_history import with_history
+
+SPEC = TinyWanSpec(width=128, layers=2, ffn=128)
+SHORT = EncoderTraining(
+    steps=4, widths=(8, 16), history_frames=6, kept_frames=2, clips=2, lora_rank=4, warm_up=1, cool_down=1, save_every=1
+)
+STAGES = {stage: replace(SHORT, stage=stage.value) for stage in EncoderStage}
+both_stages = pytest.mark.parametrize("stage", EncoderStage)
+
+
+@pytest.fixture(scope="module")
+def codec() -> TileCodec:
+    """Orthogonal directions, not a fitted VAE: what is tested here does not depend on which."""
+    basis = torch.linalg.qr(torch.randn(768, 16, generator=torch.Generator().manual_seed(0))).Q
+    return TileCodec(basis, torch.zeros(16), basis.T.contiguous(), torch.zeros(768))
+
+
+def new_encoder(config: EncoderTraining = SHORT) -> MemoryEncoder:
+    encoder = MemoryEncoder(tiny_encoder_spec(config, SPEC.width))
+    initialise_encoder(encoder, torch.Generator().manual_seed(0))
+    return encoder
+
+
+def batch_of(config: EncoderTraining, codec: TileCodec, step: int = 0) -> EncoderBatch:
+    return encoder_batch(config, film_clips(encoder_films(config, step), codec), step)
+
+
+def test_stage_one_keeps_some_frames_and_noises_all_others(host: object, codec: TileCodec) -> None:
+    config = STAGES[EncoderStage.PRETRAIN]
+    clips = film_clips(encoder_films(config, 0), codec)
+    batch = encoder_batch(config, clips, 0)
+    kept = batch.target_frames.long().tolist()
+    assert len(kept) == config.kept_frames
+    same = [torch.equal(batch.history[:, :, frame], clips.latents[:, :, frame]) for frame in range(6)]
+    assert same == [frame in kept for frame in range(6)]
+    assert torch.equal(batch.target, clips.latents[:, :, kept])
+    assert batch.text.shape[1] == 1  # no prompt: everything has to come from the tokens
+    drawn = {tuple(batch_of(config, codec, step).target_frames.tolist()) for step in range(6)}
+    assert len(drawn) > 1
+
+
+def test_stage_two_goes_on_with_a_clean_film_beside_some_of_its_newest_frames(host: object, codec: TileCodec) -> None:
+    config = STAGES[EncoderStage.FINETUNE]
+    windows = set()
+    for step in range(8):
+        clips = film_clips(encoder_films(config, step), codec)
+        batch = encoder_batch(config, clips, step)
+        assert torch.equal(torch.cat([batch.history, batch.target], dim=2), clips.latents)
+        assert batch.target_frames.tolist() == [6, 7, 8]
+        windows.add(batch.window.shape[2])
+        assert torch.equal(batch.window, clips.latents[:, :, 6 - batch.window.shape[2] : 6])
+    assert windows == set(config.windows)
+
+
+@both_stages
+def test_the_last_prompts_of_a_step_have_equally_many_words(stage: EncoderStage) -> None:
+    for step in range(10):
+        films = encoder_films(replace(STAGES[stage], clips=5), step)
+        assert len({len(split_words(film.shots[-1].prompt)) for film in films}) == 1
+        assert {film.frames for film in films} == {6 + (3 if stage is EncoderStage.FINETUNE else 0)}
+
+
+def test_noise_levels_lie_where_the_paper_wants_them() -> None:
+    levels = noise_levels((10_000,), 5.0, torch.Generator().manual_seed(0), FAINTEST)
+    assert levels.min() > FAINTEST
+    assert levels.max() < 1
+    assert levels.median() > 0.75
+
+
+@both_stages
+def test_encoder_and_lora_learn_and_the_model_stays(
+    host: object, codec: TileCodec, tmp_path: Path, stage: EncoderStage
+) -> None:
+    modules, config = host_modules(), STAGES[stage]
+    network, encoder = modules.new_wan(SPEC), new_encoder()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    train_encoder(config, modules, peft, network, encoder, codec, tmp_path)
+    after = {name.replace(".base_layer", ""): tensor for name, tensor in network.state_dict().items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    fresh = new_encoder().state_dict()
+    assert not [name for name, tensor in encoder.state_dict().items() if torch.equal(tensor, fresh[name])]
+    silent = [name for name, tensor in lora_state(network).items() if not tensor.any()]
+    if stage is EncoderStage.PRETRAIN:  # without a prompt there is one word, which is always chosen
+        silent = [name for name in silent if not ("cross_attn.q." in name or "cross_attn.k." in name)]
+    assert not silent
+    assert len(lora_state(network)) == 2 * 10 * SPEC.layers
+
+
+@both_stages
+def test_an_interrupted_training_ends_with_the_same_bits(
+    host: object, codec: TileCodec, tmp_path: Path, stage: EncoderStage
+) -> None:
+    modules, config = host_modules(), STAGES[stage]
+
+    class StoppedError(RuntimeError):
+        pass
+
+    def stop(row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            raise StoppedError
+
+    def train(folder: str, **tell: Any) -> dict[str, torch.Tensor]:
+        network, encoder = modules.new_wan(SPEC), new_encoder()
+        train_encoder(config, modules, peft, network, encoder, codec, tmp_path / folder, **tell)
+        return {**encoder.state_dict(), **lora_state(network)}
+
+    unbroken = train("unbroken")
+    with pytest.raises(StoppedError):
+        train("broken", tell=stop)
+    resumed = train("broken")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in unbroken.items())
+    rows = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert (tmp_path / "broken" / "curve.png").stat().st_size > 0
+
+
+def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec, tmp_path: Path) -> None:
+    modules = host_modules()
+    train_encoder(replace(SHORT, steps=1), modules, peft, modules.new_wan(SPEC), new_encoder(), codec, tmp_path)
+    other = replace(SHORT, clips=3)
+    with pytest.raises(ProjectError, match=r"clips=2, got 3"):
+        train_encoder(other, modules, peft, modules.new_wan(SPEC), new_encoder(), codec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"rate": "3x3x3"}, "needs a rate of"),
+        ({"stage": "third"}, "not a valid EncoderStage"),
+        ({"history_frames": 1}, "films of at least 2 frames"),
+        ({"kept_frames": 7}, "1 or more are kept, got 6 and 7"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        replace(SHORT, **change)
+
+
+@both_stages
+def test_what_was_exported_is_in_the_host_what_it_was_in_training(
+    host: object, codec: TileCodec, tmp_path: Path, stage: EncoderStage
+) -> None:
+    """Encoder and LoRA through their files, the LoRA through the host's own loader, in float32."""
+    modules, config = host_modules(), STAGES[stage]
+    network, encoder = modules.new_wan(SPEC), new_encoder()
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    train_encoder(replace(config, learning_rate=0.05), modules, peft, network, encoder, codec, tmp_path)
+    save_encoder(tmp_path / "encoder.safetensors", trained_spec(encoder.spec, config), encoder.state_dict())
+    save_lora(tmp_path / "lora.safetensors", network)
+
+    spec, loaded = read_encoder(tmp_path / "encoder.safetensors")
+    assert spec.trained[f"{stage.value} steps"] == 4
+    reading = MemoryEncoder(spec)
+    reading.load_state_dict(loaded)
+    lora = comfy.utils.load_torch_file(str(tmp_path / "lora.safetensors"), safe_load=True)
+    patched, _ = comfy.sd.load_lora_for_models(build_tiny_wan(weights=weights), None, lora, 1.0, 0.0)
+    assert len(patched.patches) == 10 * SPEC.layers
+    comfy.model_management.load_models_gpu([patched])
+
+    batch = batch_of(config, codec, step=9)
+    levels = torch.full((len(batch.target),), 0.7)
+    with torch.no_grad():
+        with modules.training():
+            history = read_history(network, encoder, batch)
+            trained = predict_beside_history(modules, network, history, batch.target, levels, batch.text)
+            plain = predict_beside_history(modules, network, None, batch.target, levels, batch.text)
+        inside = patched.model.diffusion_model
+        options = with_history(inside, read_history(inside, reading, batch), {})
+        exported = inside(batch.target, levels * 1000, batch.text, transformer_options=options)
+    assert relative_error(exported, trained) < FORWARD_ERROR
+    assert relative_error(plain, trained) > NOT_ROUNDING
+
+
+def test_a_new_lora_changes_nothing_and_is_drawn_from_its_seed(host: object, codec: TileCodec) -> None:
+    modules, batch = host_modules(), batch_of(SHORT, codec)
+    with torch.no_grad(), modules.training():
+        network, encoder = modules.new_wan(SPEC), new_encoder()
+        before = encoder_loss(modules, network, encoder, batch, SHORT, 0)
+        torch.manual_seed(5)
+        following = torch.rand(1)
+        torch.manual_seed(5)
+        add_lora(peft, network, 4, seed=1)
+        assert torch.equal(torch.rand(1), following)
+        assert torch.equal(encoder_loss(modules, network, encoder, batch, SHORT, 0), before)
+    other = modules.new_wan(SPEC)
+    add_lora(peft, other, 4, seed=1)
+    assert all(torch.equal(lora_state(other)[name], tensor) for name, tensor in lora_state(network).items())
+
+
+def test_stage_two_takes_the_encoder_of_stage_one() -> None:
+    spec = trained_spec(tiny_encoder_spec(SHORT, SPEC.width), SHORT)
+    config = finetuning_of(spec, steps=3)
+    assert tiny_encoder_spec(config, SPEC.width) == replace(spec, trained={})
+    assert trained_spec(spec, config).trained.keys() > spec.trained.keys()
+
+
+def test_retrieval_is_measured_on_films_that_no_training_sees_and_gives_the_same_numbers_again(
+    host: object, codec: TileCodec
+) -> None:
+    modules = host_modules()
+    network, encoder = modules.new_wan(SPEC), new_encoder()
+    found = measure_retrieval(SHORT, modules, network, encoder, codec, batches=1)
+    assert measure_retrieval(SHORT, modules, network, encoder, codec, batches=1) == found
+    assert len(set(found)) == 4
+    assert all(0 < decibels < 40 for decibels in found)
+    with pytest.raises(ValueError, match="settings of stage I"):
+        measure_retrieval(STAGES[EncoderStage.FINETUNE], modules, network, encoder, codec)
+
+
+def test_cartoons_are_large_enough_for_every_rate() -> None:
+    spec = tiny_encoder_spec(replace(SHORT, rate="4x4x2"), SPEC.width)
+    assert spec.grid(SHORT.history_frames, HEIGHT // 8, WIDTH // 8) == (3, 1, 2)
