@@ -13,7 +13,7 @@ class TinyStoryboardModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """No inputs, three outputs."""
+        """One choice, three outputs."""
         return io.Schema(
             node_id="LongReelTinyStoryboardModel",
             display_name="Tiny Storyboard Model",
@@ -24,6 +24,15 @@ class TinyStoryboardModel(io.ComfyNode):
                 "It only knows the words of the demo storyboards; for real pictures load a Wan checkpoint instead."
             ),
             search_aliases=["demo model", "test model", "longreel demo"],
+            inputs=[
+                io.Boolean.Input(
+                    "causal",
+                    optional=True,
+                    default=True,
+                    tooltip="On: a causal model, which remembers through Sparse KV Memory. Off: the same weights as an ordinary "
+                    "model, which remembers through a memory encoder that you trained for it.",
+                ),
+            ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The tiny Wan model; connect it like any Wan model."),
                 io.Clip.Output(display_name="clip", tooltip="The demo text encoder; it knows words, not meanings."),
@@ -32,8 +41,8 @@ class TinyStoryboardModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, causal: bool = True) -> io.NodeOutput:
         """Load the shipped weights, or seeded random ones while none ship."""
-        model = build_tiny_wan(causal=True, weights=shipped_weights("wan"))
+        model = build_tiny_wan(causal=causal, weights=shipped_weights("wan"))
         vae = build_tiny_vae(weights=shipped_weights("vae"))
         return io.NodeOutput(model, build_demo_clip(), vae)

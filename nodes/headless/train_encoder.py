@@ -60,6 +60,7 @@ def run_encoder(args: argparse.Namespace) -> int:
     from ...memory.training.lora import save_lora
     from ...memory.training.retrieval import measure_retrieval
     from ...memory.training.run_folder import RunFolder
+    from ...memory.whole_file import whole_file
     from ..host.build import TinyWanSpec, host_modules, shipped_weights
     from .train import LAYERS, tiny_codec
 
@@ -88,7 +89,8 @@ def run_encoder(args: argparse.Namespace) -> int:
     print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
     if args.stage == "pretrain":
         found = measure_retrieval(config, modules, network, encoder, codec)
-        (args.out / RETRIEVAL_FILE).write_text(json.dumps(found._asdict(), indent=2) + "\n", encoding="utf-8")
+        with whole_file(args.out / RETRIEVAL_FILE) as path:
+            path.write_text(json.dumps(found._asdict(), indent=2) + "\n", encoding="utf-8")
         print(
             f"Frames from anywhere in unseen films come back at {found.marked:.1f} dB where they were marked, at "
             f"{found.whole:.1f} dB where nobody said which would be asked for, at {found.other:.1f} dB from another film "

@@ -1,4 +1,4 @@
-"""Training is stopped with Ctrl-C and goes on, as a user does it."""
+"""Training as a user does it: stopped with Ctrl-C and gone on with, and in both stages of an encoder."""
 
 from __future__ import annotations
 
@@ -70,3 +70,25 @@ def test_training_writes_weights_stops_when_asked_and_goes_on(tmp_path: Path, ho
     assert second.returncode == 0, complaint
     assert steps_logged() == [1, 2]
     assert weights.read_bytes() != before
+
+
+def test_both_stages_of_an_encoder_write_files_that_the_loader_takes(tmp_path: Path, host: Host) -> None:
+    environment = {**os.environ, "COMFYUI_PATH": str(host.path)}
+
+    def train(stage: str, *arguments: str) -> str:
+        command = [*TRAIN[:-1], "encoder", stage, "--out", str(tmp_path / stage), "--steps", "1", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "Frames from anywhere in unseen films come back at" in train("pretrain")
+    encoder = tmp_path / "pretrain" / "encoder.safetensors"
+    train("finetune", "--encoder", str(encoder))
+    from longreel.memory.encoder_file import read_encoder
+    from longreel.memory.encoder_spec import RATES
+
+    spec, _ = read_encoder(tmp_path / "finetune" / "encoder.safetensors")
+    assert spec.rate is RATES[1]
+    assert {"pretrain steps", "finetune steps"} <= spec.trained.keys()
+    assert (tmp_path / "finetune" / "encoder_lora.safetensors").is_file()
+    assert json.loads((tmp_path / "pretrain" / "retrieval.json").read_text()).keys() >= {"marked", "whole"}

@@ -16,30 +16,25 @@ from longreel.memory.encoder_file import save_encoder
 from longreel.memory.encoder_spec import EncoderSpec
 from longreel.memory.trace import read_trace
 from longreel.memory.training.initialise import initialise_encoder
-from longreel.nodes.host.build import TinyWanSpec, host_modules
 
 if TYPE_CHECKING:
     from longreel.nodes.headless.runner import Runner
 
-SPEC = EncoderSpec(width=128, stages=(8, 16), heads=2, base="a tiny Wan")
+SPEC = EncoderSpec(width=256, stages=(8, 16), heads=2, base="a tiny Wan")
 
 
 @pytest.fixture
 def files(runner: Runner) -> Iterator[Path]:
-    """A tiny Wan and an encoder in the host's own model folders, and what is put beside them, gone at the end."""
-    wan = Path(folder_paths.get_folder_paths("diffusion_models")[0], "tiny_plain_wan.safetensors")
+    """An encoder in the host's own model folder, and what is put beside it, gone at the end."""
     encoder = Path(folder_paths.get_folder_paths("memory_encoders")[0], "tiny.safetensors")
-    for path in (wan, encoder):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    state = host_modules().new_wan(TinyWanSpec(width=128, layers=1, ffn=128)).state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, wan)
+    encoder.parent.mkdir(parents=True, exist_ok=True)
+    before = set(encoder.parent.iterdir())
     module = MemoryEncoder(SPEC)
     initialise_encoder(module, torch.Generator().manual_seed(0))
     save_encoder(encoder, SPEC, module.state_dict())
-    before = set(encoder.parent.iterdir()) - {encoder}
     folder_paths.filename_list_cache.clear()
     yield encoder
-    for path in {wan, *encoder.parent.iterdir()} - before:
+    for path in set(encoder.parent.iterdir()) - before:
         path.unlink()
     folder_paths.filename_list_cache.clear()
 
@@ -48,9 +43,9 @@ def film(encoder: str = "tiny.safetensors", **settings: Any) -> dict[str, Any]:
     """A film of two chunks of an ordinary Wan, remembered through the encoder."""
     loader = {"encoder": encoder, "dtype": "fp32", "window": 1, "history": 0, **settings}
     board = {"text": "[1.5s] anna walks on the beach", "clip": ["tiny", 1], "negative": "", "fps": 16.0, "chunk": 3}
-    steps = {"model": ["wan", 0], "scheduler": "simple", "steps": 2, "denoise": 1.0}
+    steps = {"model": ["tiny", 0], "scheduler": "simple", "steps": 2, "denoise": 1.0}
     sampler = {
-        "model": ["wan", 0],
+        "model": ["tiny", 0],
         "storyboard": ["board", 0],
         "sigmas": ["sigmas", 0],
         "seed": 0,
@@ -61,8 +56,7 @@ def film(encoder: str = "tiny.safetensors", **settings: Any) -> dict[str, Any]:
         "encoder": ["loader", 0],
     }
     nodes = {
-        "wan": ("UNETLoader", {"unet_name": "tiny_plain_wan.safetensors", "weight_dtype": "default"}),
-        "tiny": ("LongReelTinyStoryboardModel", {}),
+        "tiny": ("LongReelTinyStoryboardModel", {"causal": False}),
         "loader": ("LongReelMemoryEncoderLoader", loader),
         "board": ("LongReelStoryboard", board),
         "sigmas": ("BasicScheduler", steps),
@@ -82,7 +76,7 @@ def test_a_workflow_with_an_encoder_makes_a_film_and_says_what_it_read(runner: R
     _, events = read_trace(folder / "trace.jsonl")
     assert [event["read_frames"] for event in events] == [[], [2]]
     assert events[1]["frames_worth"] == round(1 + 1 / 16, 3)
-    assert "fits a model of width 128 with 16 channels" in str(rendered.outputs)
+    assert "fits the tiny model that comes with LongReel" in str(rendered.outputs)
 
 
 @pytest.mark.parametrize("case", ["pickle", "other kind"])

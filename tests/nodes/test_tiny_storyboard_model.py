@@ -16,6 +16,13 @@ def test_the_node_gives_a_causal_model_a_clip_and_a_vae_that_fit_each_other(host
         assert vae.encode(torch.rand(5, 96, 128, 3)).shape[1] == model.model.latent_format.latent_channels
 
 
+def test_the_same_weights_can_be_had_as_an_ordinary_model(host: object) -> None:
+    causal, ordinary = (TinyStoryboardModel.execute(causal).args[0] for causal in (True, False))
+    assert type(ordinary.model).__name__ == "WAN21"
+    weights = causal.model.diffusion_model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in ordinary.model.diffusion_model.state_dict().items())
+
+
 def test_every_output_of_the_node_is_explained() -> None:
     schema = TinyStoryboardModel.define_schema()
     assert schema.node_id == "LongReelTinyStoryboardModel"
