@@ -91,6 +91,21 @@ def character_mask(film: Film) -> Tensor:
     return mask
 
 
+class FilmClips(NamedTuple):
+    """Films as the model sees them: latents, where the character is, and the last shot's prompt."""
+
+    latents: Tensor  # [B, 16, T, h, w]
+    mask: Tensor  # [B, T, h, w]
+    text: Tensor  # [B, W, 4096]
+
+
+def film_clips(films: list[Film], codec: TileCodec) -> FilmClips:
+    """Films of equal length, whose last prompts have equally many words."""
+    latents = torch.stack([encode_film(film, codec) for film in films])
+    mask = torch.stack([character_mask(film) for film in films])
+    return FilmClips(latents, mask, torch.cat([embed_text(film.shots[-1].prompt) for film in films]))
+
+
 class ClipBatch(NamedTuple):
     """Clips that share their chunks: B clips of C chunks of `chunk_frames` frames."""
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +24,15 @@ from ..encoded_history import History
 from ..encoder import MemoryEncoder, token_positions
 from ..encoder_spec import PATCH, EncoderSpec, Modulation, Rate
 from .causal import TRAIN_TIMESTEPS
-from .clips import TileCodec, character_mask, encode_film
+from .clips import FilmClips, TileCodec, film_clips
 from .lora import add_lora, load_lora_state, lora_state
+from .recall import sampling_levels
 from .run_folder import RunFolder, generator_for
 from .storyworld import Film, FilmSettings, random_film
 from .tiny_vae import FIRST_TEST_SEED
 from .words import embed_text, split_words
 
+SAMPLING_STEPS = 8
 FAINTEST = 0.2
 """Frames that are not kept are noised at least this much, as in the paper."""
 
@@ -154,29 +157,20 @@ def _words(film: Film) -> int:
     return len(split_words(film.shots[-1].prompt))
 
 
-class FilmClips(NamedTuple):
-    """Films as the model sees them: latents, where the character is, and the last shot's prompt."""
-
-    latents: Tensor  # [B, 16, T, h, w]
-    mask: Tensor  # [B, T, h, w]
-    text: Tensor  # [B, W, 4096]
-
-
-def film_clips(films: list[Film], codec: TileCodec) -> FilmClips:
-    """Films of equal length, whose last prompts have equally many words."""
-    latents = torch.stack([encode_film(film, codec) for film in films])
-    mask = torch.stack([character_mask(film) for film in films])
-    return FilmClips(latents, mask, torch.cat([embed_text(film.shots[-1].prompt) for film in films]))
-
-
 def encoder_batch(config: EncoderTraining, clips: FilmClips, step: int) -> EncoderBatch:
     """These films as one step sees them; everything that is drawn follows from seed and step."""
     generator = generator_for(config.seed, "encoder batch", step)
     if config.stage == EncoderStage.PRETRAIN.value:
         return _marked_frames(config, clips, generator)
+    return clean_batch(
+        config, clips, config.windows[int(torch.randint(len(config.windows), (1,), generator=generator))]
+    )
+
+
+def clean_batch(config: EncoderTraining, clips: FilmClips, window: int) -> EncoderBatch:
+    """The last segment of these films, to be made beside all that was before and `window` newest frames whole."""
     latents, mask, text = clips
     first = latents.shape[2] - config.segment_frames
-    window = config.windows[int(torch.randint(len(config.windows), (1,), generator=generator))]
     frames = torch.arange(first, latents.shape[2], dtype=torch.float32)
     newest = latents[:, :, first - window : first]
     return EncoderBatch(latents[:, :, :first], latents[:, :, first:], frames, mask[:, first:], text, newest)
@@ -216,6 +210,15 @@ def predict_beside_history(
     options = {} if history is None else modules.with_history(network, history, {})
     flow: Tensor = network(x, levels * TRAIN_TIMESTEPS, text, transformer_options=options)
     return flow
+
+
+def draw_frames(modules: Any, network: Any, history: History | None, noise: Tensor, text: Tensor) -> Tensor:
+    """Frames `[B, 16, t, h, w]` that the model makes of this noise beside a history, in a few Euler steps."""
+    x = noise
+    for level, lower in pairwise(sampling_levels(SAMPLING_STEPS)):
+        levels = torch.full((len(x),), level)
+        x = x + (lower - level) * predict_beside_history(modules, network, history, x, levels, text)
+    return x
 
 
 def encoder_loss(

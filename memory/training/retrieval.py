@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 
 from ..encoded_history import History
 from ..encoder import MemoryEncoder
-from .clips import TileCodec, decode_latents
+from .clips import TileCodec, decode_latents, film_clips
 from .encoder_training import (
     EncoderBatch,
     EncoderStage,
     EncoderTraining,
+    draw_frames,
     encoder_batch,
     encoder_films,
-    film_clips,
-    predict_beside_history,
     read_history,
 )
-from .recall import sampling_levels
 from .run_folder import generator_for
 from .tiny_vae import FIRST_TEST_SEED, psnr
 
-STEPS = 8
 TEST_SEEDS = 1_000_000
 """How many films there are that no training sees, from FIRST_TEST_SEED on."""
 
@@ -78,10 +74,7 @@ def _decibels(
     number: int,
 ) -> float:
     """PSNR of the frames that the model makes beside this history, all films of the batch together."""
-    generator = generator_for(config.seed, "retrieval noise", number)
-    x = torch.randn(batch.target.shape, generator=generator)
-    for level, lower in pairwise(sampling_levels(STEPS)):
-        levels = torch.full((len(x),), level)
-        x = x + (lower - level) * predict_beside_history(modules, network, history, x, levels, batch.text)
+    noise = torch.randn(batch.target.shape, generator=generator_for(config.seed, "retrieval noise", number))
+    x = draw_frames(modules, network, history, noise, batch.text)
     made, true = (torch.stack([decode_latents(film, codec) for film in films]) * 2 - 1 for films in (x, batch.target))
     return psnr(made, true)

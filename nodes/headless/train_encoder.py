@@ -15,10 +15,12 @@ from .render import INTERRUPTED_EXIT, check_folder, set_logging
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
+    from ...memory.training.encoder_recall import CHARACTERS, measure_encoder_recall
     from ...memory.training.encoder_training import EncoderTraining
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
-ENCODER_FILE, LORA_FILE, RETRIEVAL_FILE = "encoder.safetensors", "encoder_lora.safetensors", "retrieval.json"
+ENCODER_FILE, LORA_FILE = "encoder.safetensors", "encoder_lora.safetensors"
+RETRIEVAL_FILE, RECALL_FILE = "retrieval.json", "recall.json"
 TELL_EVERY = 25
 
 
@@ -60,7 +62,6 @@ def run_encoder(args: argparse.Namespace) -> int:
     from ...memory.training.lora import save_lora
     from ...memory.training.retrieval import measure_retrieval
     from ...memory.training.run_folder import RunFolder
-    from ...memory.whole_file import whole_file
     from ..host.build import TinyWanSpec, host_modules, shipped_weights
     from .train import LAYERS, tiny_codec
 
@@ -89,15 +90,30 @@ def run_encoder(args: argparse.Namespace) -> int:
     print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
     if args.stage == "pretrain":
         found = measure_retrieval(config, modules, network, encoder, codec)
-        with whole_file(args.out / RETRIEVAL_FILE) as path:
-            path.write_text(json.dumps(found._asdict(), indent=2) + "\n", encoding="utf-8")
+        _write(args.out / RETRIEVAL_FILE, found)
         print(
             f"Frames from anywhere in unseen films come back at {found.marked:.1f} dB where they were marked, at "
             f"{found.whole:.1f} dB where nobody said which would be asked for, at {found.other:.1f} dB from another film "
             f"and at {found.nothing:.1f} dB from nothing."
         )
         print(f"Stage II:  longreel train encoder finetune --encoder {args.out / ENCODER_FILE} --out ANOTHER_FOLDER")
+        return 0
+    recalled = measure_encoder_recall(config, modules, network, encoder, codec)
+    _write(args.out / RECALL_FILE, recalled)
+    print(
+        f"Who comes back looks like before to {recalled.identity:.2f} (cosine) and is told from {CHARACTERS} in "
+        f"{recalled.who:.0%} of unseen films; {recalled.swapped:.0%} when another name is asked for. With another film's "
+        f"tokens {recalled.other:.2f}, from the newest frames alone {recalled.window:.2f}, everybody's average "
+        f"{recalled.averaging:.2f}."
+    )
     return 0
+
+
+def _write(path: Path, found: Any) -> None:
+    from ...memory.whole_file import whole_file
+
+    with whole_file(path) as part:
+        part.write_text(json.dumps(found._asdict(), indent=2) + "\n", encoding="utf-8")
 
 
 def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:

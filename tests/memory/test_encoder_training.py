@@ -17,7 +17,8 @@ from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
 
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
-from longreel.memory.training.clips import TileCodec
+from longreel.memory.training.clips import TileCodec, film_clips
+from longreel.memory.training.encoder_recall import measure_encoder_recall, returning_films
 from longreel.memory.training.encoder_training import (
     FAINTEST,
     EncoderBatch,
@@ -26,7 +27,6 @@ from longreel.memory.training.encoder_training import (
     encoder_batch,
     encoder_films,
     encoder_loss,
-    film_clips,
     finetuning_of,
     noise_levels,
     predict_beside_history,
@@ -250,6 +250,20 @@ def test_retrieval_is_measured_on_films_that_no_training_sees_and_gives_the_same
     assert all(0 < decibels < 40 for decibels in found)
     with pytest.raises(ValueError, match="settings of stage I"):
         measure_retrieval(STAGES[EncoderStage.FINETUNE], modules, network, encoder, codec)
+
+
+def test_recall_is_measured_on_films_whose_returning_character_was_seen_once(host: object, codec: TileCodec) -> None:
+    config = replace(STAGES[EncoderStage.FINETUNE], segment_frames=1)
+    films = returning_films(config, 3)
+    for film in films:
+        assert [shot.name for shot in film.shots].count(film.shots[-1].name) == 2
+        assert film.shots[0].name == film.shots[-1].name
+        assert len(split_words(film.shots[-1].prompt)) == len(split_words(films[0].shots[-1].prompt))
+    modules = host_modules()
+    network, encoder = modules.new_wan(SPEC), new_encoder()
+    found = measure_encoder_recall(config, modules, network, encoder, codec, films=3)
+    assert measure_encoder_recall(config, modules, network, encoder, codec, films=3) == found
+    assert all(-1 <= value <= 1 for value in found)
 
 
 def test_cartoons_are_large_enough_for_every_rate() -> None:

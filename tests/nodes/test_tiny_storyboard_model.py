@@ -20,7 +20,9 @@ def test_the_same_weights_can_be_had_as_an_ordinary_model(host: object) -> None:
     causal, ordinary = (TinyStoryboardModel.execute(causal).args[0] for causal in (True, False))
     assert type(ordinary.model).__name__ == "WAN21"
     weights = causal.model.diffusion_model.state_dict()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in ordinary.model.diffusion_model.state_dict().items())
+    assert all(
+        torch.equal(weights[name], tensor) for name, tensor in ordinary.model.diffusion_model.state_dict().items()
+    )
 
 
 def test_every_output_of_the_node_is_explained() -> None:

@@ -1,0 +1,95 @@
+"""Does who comes back look the same, when the film is known through an encoder alone?"""
+
+from __future__ import annotations
+
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..encoded_history import History
+from ..encoder import MemoryEncoder
+from .clips import TileCodec, decode_latents, film_clips
+from .encoder_training import EncoderBatch, EncoderTraining, clean_batch, draw_frames, read_history
+from .recall import recall_film, swapped_name
+from .recall_scores import Truth, last_truth
+from .run_folder import generator_for
+from .storyworld import Film
+from .tiny_vae import FIRST_TEST_SEED
+from .words import embed_text, split_words
+
+CHARACTERS = 5
+JUDGED_PICTURES = 4  # those of the last latent frame
+WINDOW = 3
+
+
+class EncoderRecall(NamedTuple):
+    """Means over films whose returning character was seen once, in the first shot.
+
+    `identity` is the cosine of the drawn character to its own look, `who` the share of films in which that is the nearest of all five
+    looks (chance 0.2), `swapped` the same for the name that takes its place in the prompt, `other` the cosine when the tokens are another film's,
+    `window` the cosine beside the newest frames without tokens, `averaging` what everybody's mean look would reach.
+    """
+
+    identity: float
+    who: float
+    swapped: float
+    other: float
+    window: float
+    averaging: float
+
+
+def returning_films(config: EncoderTraining, films: int) -> list[Film]:
+    """Unseen films of the training's length, whose last prompts have equally many words."""
+    chunks = config.history_frames // config.segment_frames + 1
+    made = (recall_film(FIRST_TEST_SEED + seed, chunks, config.segment_frames, CHARACTERS) for seed in count())
+    words = len(split_words(recall_film(FIRST_TEST_SEED, chunks, config.segment_frames, CHARACTERS).shots[-1].prompt))
+    return list(islice((film for film in made if len(split_words(film.shots[-1].prompt)) == words), films))
+
+
+@torch.no_grad()
+def measure_encoder_recall(
+    config: EncoderTraining, modules: Any, network: Any, encoder: MemoryEncoder, codec: TileCodec, films: int = 24
+) -> EncoderRecall:
+    """Draw the last shot of these films beside their tokens, without a window."""
+    found = returning_films(config, films)
+    swaps = [swapped_name(film) for film in found]
+    truths, others = ([last_truth(film) for film in list_] for list_ in (found, swaps))
+    batch = clean_batch(config, film_clips(found, codec), window=0)
+    beside = clean_batch(config, film_clips(found, codec), window=WINDOW)
+    swapped_text = torch.cat([embed_text(film.shots[-1].prompt) for film in swaps])
+    noise = torch.randn(batch.target.shape, generator=generator_for(config.seed, "recall noise", 0))
+
+    def drawn(history: History, text: Tensor, judges: list[Truth]) -> list[Any]:
+        made = draw_frames(modules, network, history, noise, text)
+        return [
+            judge.score(decode_latents(film, codec)[-JUDGED_PICTURES:])
+            for judge, film in zip(judges, made, strict=True)
+        ]
+
+    with modules.training():
+        tokens = read_history(network, encoder, batch)
+        own = drawn(tokens, batch.text, truths)
+        swapped = drawn(tokens, swapped_text, others)
+        other = drawn(tokens._replace(tokens=tokens.tokens.roll(1, dims=0)), batch.text, truths)
+        window = drawn(_without_tokens(network, encoder, beside), batch.text, truths)
+    return EncoderRecall(
+        _mean([score.identity_cosine for score in own]),
+        _mean([score.who_is_it for score in own]),
+        _mean([score.who_is_it for score in swapped]),
+        _mean([score.identity_cosine for score in other]),
+        _mean([score.identity_cosine for score in window]),
+        _mean([truth.looks.averaging(film) for truth, film in zip(truths, found, strict=True)]),
+    )
+
+
+def _without_tokens(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History:
+    """The window alone: it stands behind the encoder's tokens."""
+    both = read_history(network, encoder, batch)
+    own = batch.window.shape[2] * batch.window.shape[3] * batch.window.shape[4] // 4
+    return both._replace(tokens=both.tokens[:, -own:], positions=both.positions[-own:])
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
