@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..encoded_history import History
 from ..encoder import MemoryEncoder, token_positions
-from ..encoder_spec import PATCH, EncoderSpec, Modulation, Rate
+from ..encoder_spec import PATCH, EncoderSpec, LowBranch, Modulation, Rate
 from .causal import TRAIN_TIMESTEPS
 from .clips import FilmClips, TileCodec, film_clips
 from .lora import add_lora, load_lora_state, lora_state
@@ -44,18 +44,29 @@ class EncoderStage(Enum):
     FINETUNE = "finetune"
 
 
+class Branches(Enum):
+    """Which branches an encoder has; the low-resolution one looks at smaller latents and has no weights."""
+
+    BOTH = "both"
+    HIGH = "high"
+    LOW = "low"
+
+
 @dataclass(frozen=True, slots=True)
 class EncoderTraining:
     """How an encoder is trained: films of `history_frames`, `clips` of them a step.
 
     Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
     frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
-    times. `start` names the encoder that training starts from, `base` the model beside it.
+    times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told. `start` names the
+    encoder that training starts from.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
     steps: int = 1500
     rate: str = "2x2x2"
+    branches: str = Branches.BOTH.value
+    modulation: str = Modulation.CLEAN.value
     widths: tuple[int, ...] = (32, 64, 128, 256)
     history_frames: int = 24
     kept_frames: int = 4
@@ -71,10 +82,9 @@ class EncoderTraining:
     seed: int = 0
     save_every: int = 50
     start: str = "seeded"
-    base: str = "seeded"
 
     def __post_init__(self) -> None:
-        EncoderStage(self.stage)
+        _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
         rate = Rate.parse(self.rate)
         if min(self.steps, self.clips, self.lora_rank, self.save_every, self.warm_up, self.segment_frames) < 1:
             raise ValueError(
@@ -101,20 +111,31 @@ class EncoderBatch(NamedTuple):
 
 
 def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
-    """The encoder that this training makes. Tokens are told to be clean, as the past is to the tiny model."""
+    """The encoder that this training makes."""
+    branches = Branches(config.branches)
     return EncoderSpec(
         width=width,
         rate=Rate.parse(config.rate),
         stages=config.widths,
         heads=4,
-        modulation=Modulation.CLEAN,
+        high=branches is not Branches.LOW,
+        low=LowBranch.NONE if branches is Branches.HIGH else LowBranch.LATENTS,
+        modulation=Modulation(config.modulation),
         base="the tiny model that comes with LongReel",
     )
 
 
 def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
     """The settings of stage II for an encoder that stage I made."""
-    return EncoderTraining(stage=EncoderStage.FINETUNE.value, rate=str(spec.rate), widths=spec.stages, **settings)
+    branches = Branches.LOW if not spec.high else Branches.HIGH if spec.low is LowBranch.NONE else Branches.BOTH
+    return EncoderTraining(
+        stage=EncoderStage.FINETUNE.value,
+        rate=str(spec.rate),
+        widths=spec.stages,
+        branches=branches.value,
+        modulation=spec.modulation.value,
+        **settings,
+    )
 
 
 def trained_spec(spec: EncoderSpec, config: EncoderTraining) -> EncoderSpec:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from ..encoded_history import History
 from ..encoder import MemoryEncoder
@@ -23,19 +25,31 @@ from .tiny_vae import FIRST_TEST_SEED, psnr
 
 TEST_SEEDS = 1_000_000
 """How many films there are that no training sees, from FIRST_TEST_SEED on."""
+_SSIM_RADIUS, _SSIM_SPREAD = 5, 1.5  # pixels
+_SSIM_FLOORS = (0.01**2, 0.03**2)  # for pictures of 0 to 1
+
+
+class Quality(NamedTuple):
+    """How near pictures come to the true ones: PSNR in dB and structural similarity, of 1 where they are equal."""
+
+    psnr: float
+    ssim: float
+
+    def __str__(self) -> str:
+        return f"{self.psnr:.1f} dB (SSIM {self.ssim:.2f})"
 
 
 class Retrieval(NamedTuple):
-    """PSNR in dB of random frames against their true ones, both decoded by the codec; mean over films.
+    """How near random frames come to their true ones, both decoded by the codec; means over batches.
 
     `marked` films are encoded as in training, where frames that are not asked for are noise, `whole` ones clean, so that nothing
     tells the encoder which frames will be asked for. `other` gives the model another film, `nothing` no history at all.
     """
 
-    marked: float
-    whole: float
-    other: float
-    nothing: float
+    marked: Quality
+    whole: Quality
+    other: Quality
+    nothing: Quality
 
 
 @torch.no_grad()
@@ -60,21 +74,28 @@ def measure_retrieval(
                 whole._replace(tokens=whole.tokens.roll(1, dims=0)),
                 None,
             ]
-            rows.append([_decibels(config, modules, network, history, marked, codec, number) for history in histories])
-    return Retrieval(*(sum(column) / batches for column in zip(*rows, strict=True)))
+            noise = torch.randn(marked.target.shape, generator=generator_for(config.seed, "retrieval noise", number))
+            rows.append([_judged(modules, network, history, marked, noise, codec) for history in histories])
+    return Retrieval(*(Quality(*torch.tensor(column).mean(0).tolist()) for column in zip(*rows, strict=True)))
 
 
-def _decibels(
-    config: EncoderTraining,
-    modules: Any,
-    network: Any,
-    history: History | None,
-    batch: EncoderBatch,
-    codec: TileCodec,
-    number: int,
-) -> float:
-    """PSNR of the frames that the model makes beside this history, all films of the batch together."""
-    noise = torch.randn(batch.target.shape, generator=generator_for(config.seed, "retrieval noise", number))
+def _judged(
+    modules: Any, network: Any, history: History | None, batch: EncoderBatch, noise: Tensor, codec: TileCodec
+) -> Quality:
+    """The frames that the model makes of this noise beside this history, all films of the batch together."""
     x = draw_frames(modules, network, history, noise, batch.text)
-    made, true = (torch.stack([decode_latents(film, codec) for film in films]) * 2 - 1 for films in (x, batch.target))
-    return psnr(made, true)
+    made, true = (torch.cat([decode_latents(film, codec) for film in films]) for films in (x, batch.target))
+    return Quality(psnr(made * 2 - 1, true * 2 - 1), structural_similarity(made, true))
+
+
+def structural_similarity(made: Tensor, true: Tensor) -> float:
+    """Mean SSIM of pictures `[N, H, W, 3]` in 0..1, channel by channel, with a Gaussian window of 11 pixels (Wang et al. 2004)."""
+    at = torch.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1, dtype=torch.float32)
+    line = torch.exp(-at.square() / (2 * _SSIM_SPREAD**2))
+    kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
+    a, b = (pictures.permute(0, 3, 1, 2).flatten(0, 1)[:, None] for pictures in (made, true))  # [N * 3, 1, H, W]
+    mean_a, mean_b, aa, bb, ab = (functional.conv2d(x, kernel) for x in (a, b, a * a, b * b, a * b))
+    spread_a, spread_b, shared = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
+    light = (2 * mean_a * mean_b + _SSIM_FLOORS[0]) / (mean_a**2 + mean_b**2 + _SSIM_FLOORS[0])
+    structure = (2 * shared + _SSIM_FLOORS[1]) / (spread_a + spread_b + _SSIM_FLOORS[1])
+    return (light * structure).mean().item()

@@ -31,6 +31,9 @@ def add_encoder(models: Any) -> None:
     pretrain = stages.add_parser("pretrain", help="stage I: any frame of a film must come back from its tokens")
     finetune = stages.add_parser("finetune", help="stage II: the film goes on beside its tokens")
     pretrain.add_argument("--rate", default="2x2x2", help="4x4x2, 2x2x2, 2x2x1, 2x2x4 or 2x2x8 (default: 2x2x2)")
+    branches, levels = ("both", "high", "low"), ("clean", "target")
+    pretrain.add_argument("--branches", choices=branches, default="both", help="leave one out, to compare")
+    pretrain.add_argument("--modulation", choices=levels, default="clean", help="noise level that tokens are told")
     finetune.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="what stage I wrote")
     for stage, parser in (("pretrain", pretrain), ("finetune", finetune)):
         parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoints, log, curve, files")
@@ -90,16 +93,16 @@ def run_encoder(args: argparse.Namespace) -> int:
     print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
     if args.stage == "pretrain":
         found = measure_retrieval(config, modules, network, encoder, codec)
-        _write(args.out / RETRIEVAL_FILE, found)
+        _write(args.out / RETRIEVAL_FILE, {name: quality._asdict() for name, quality in found._asdict().items()})
         print(
-            f"Frames from anywhere in unseen films come back at {found.marked:.1f} dB where they were marked, at "
-            f"{found.whole:.1f} dB where nobody said which would be asked for, at {found.other:.1f} dB from another film "
-            f"and at {found.nothing:.1f} dB from nothing."
+            f"Frames from anywhere in unseen films come back at {found.marked} where they were marked, at {found.whole} "
+            f"where nobody said which would be asked for, at {found.other} from another film and at {found.nothing} from "
+            "nothing."
         )
         print(f"Stage II:  longreel train encoder finetune --encoder {args.out / ENCODER_FILE} --out ANOTHER_FOLDER")
         return 0
     recalled = measure_encoder_recall(config, modules, network, encoder, codec)
-    _write(args.out / RECALL_FILE, recalled)
+    _write(args.out / RECALL_FILE, recalled._asdict())
     print(
         f"Who comes back looks like before to {recalled.identity:.2f} (cosine) and is told from {CHARACTERS} in "
         f"{recalled.who:.0%} of unseen films; {recalled.swapped:.0%} when another name is asked for. With another film's "
@@ -109,11 +112,11 @@ def run_encoder(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(path: Path, found: Any) -> None:
+def _write(path: Path, found: dict[str, Any]) -> None:
     from ...memory.whole_file import whole_file
 
     with whole_file(path) as part:
-        part.write_text(json.dumps(found._asdict(), indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
@@ -123,7 +126,8 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
 
     try:
         if args.stage == "pretrain":
-            return EncoderTraining(steps=args.steps, rate=args.rate, seed=args.seed), None
+            given = {name: getattr(args, name) for name in ("steps", "rate", "branches", "modulation", "seed")}
+            return EncoderTraining(**given), None
         if not args.encoder.is_file():
             raise WorkflowError(
                 f"--encoder needs a file that `longreel train encoder pretrain` wrote, got {args.encoder}. Train one first."

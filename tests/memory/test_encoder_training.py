@@ -13,7 +13,7 @@ import comfy.utils
 import peft
 import pytest
 import torch
-from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
+from numerics import FORWARD_ERROR, NOT_ROUNDING, SAME_SUM, relative_error
 
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
@@ -21,6 +21,7 @@ from longreel.memory.training.clips import TileCodec, film_clips
 from longreel.memory.training.encoder_recall import measure_encoder_recall, returning_films
 from longreel.memory.training.encoder_training import (
     FAINTEST,
+    Branches,
     EncoderBatch,
     EncoderStage,
     EncoderTraining,
@@ -37,7 +38,7 @@ from longreel.memory.training.encoder_training import (
 )
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.training.lora import add_lora, lora_state, save_lora
-from longreel.memory.training.retrieval import measure_retrieval
+from longreel.memory.training.retrieval import measure_retrieval, structural_similarity
 from longreel.memory.training.storyworld import HEIGHT, WIDTH
 from longreel.memory.training.words import split_words
 from longreel.memory.whole_file import ProjectError
@@ -172,6 +173,7 @@ def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec
         ({"steps": 0}, "at least 1"),
         ({"rate": "3x3x3"}, "needs a rate of"),
         ({"stage": "third"}, "not a valid EncoderStage"),
+        ({"branches": "some"}, "not a valid Branches"),
         ({"history_frames": 1}, "films of at least 2 frames"),
         ({"kept_frames": 7}, "1 or more are kept, got 6 and 7"),
     ],
@@ -232,11 +234,27 @@ def test_a_new_lora_changes_nothing_and_is_drawn_from_its_seed(host: object, cod
     assert all(torch.equal(lora_state(other)[name], tensor) for name, tensor in lora_state(network).items())
 
 
-def test_stage_two_takes_the_encoder_of_stage_one() -> None:
-    spec = trained_spec(tiny_encoder_spec(SHORT, SPEC.width), SHORT)
+@pytest.mark.parametrize("branches", Branches)
+@pytest.mark.parametrize("modulation", ["clean", "target"])
+def test_stage_two_takes_the_encoder_of_stage_one(branches: Branches, modulation: str) -> None:
+    first = replace(SHORT, branches=branches.value, modulation=modulation)
+    spec = trained_spec(tiny_encoder_spec(first, SPEC.width), first)
     config = finetuning_of(spec, steps=3)
     assert tiny_encoder_spec(config, SPEC.width) == replace(spec, trained={})
     assert trained_spec(spec, config).trained.keys() > spec.trained.keys()
+
+
+@pytest.mark.parametrize("branches", [Branches.HIGH, Branches.LOW])
+def test_an_encoder_of_one_branch_is_trained_written_and_read(
+    host: object, codec: TileCodec, tmp_path: Path, branches: Branches
+) -> None:
+    modules, config = host_modules(), replace(SHORT, steps=1, branches=branches.value)
+    encoder = new_encoder(config)
+    train_encoder(config, modules, peft, modules.new_wan(SPEC), encoder, codec, tmp_path)
+    save_encoder(tmp_path / "encoder.safetensors", encoder.spec, encoder.state_dict())
+    spec, weights = read_encoder(tmp_path / "encoder.safetensors")
+    assert spec == encoder.spec
+    assert bool(weights) is (branches is Branches.HIGH)
 
 
 def test_retrieval_is_measured_on_films_that_no_training_sees_and_gives_the_same_numbers_again(
@@ -247,9 +265,20 @@ def test_retrieval_is_measured_on_films_that_no_training_sees_and_gives_the_same
     found = measure_retrieval(SHORT, modules, network, encoder, codec, batches=1)
     assert measure_retrieval(SHORT, modules, network, encoder, codec, batches=1) == found
     assert len(set(found)) == 4
-    assert all(0 < decibels < 40 for decibels in found)
+    assert all(0 < quality.psnr < 40 and -1 < quality.ssim < 1 for quality in found)
     with pytest.raises(ValueError, match="settings of stage I"):
         measure_retrieval(STAGES[EncoderStage.FINETUNE], modules, network, encoder, codec)
+
+
+def test_structural_similarity_is_what_its_formula_gives_where_it_is_known() -> None:
+    pictures = torch.rand(2, 24, 32, 3, generator=torch.Generator().manual_seed(0))
+    assert structural_similarity(pictures, pictures) == pytest.approx(1, abs=SAME_SUM)
+    flat, darker = torch.full((1, 24, 32, 3), 0.8), torch.full((1, 24, 32, 3), 0.4)
+    floor = 0.01**2
+    light = (2 * 0.8 * 0.4 + floor) / (0.8**2 + 0.4**2 + floor)
+    assert structural_similarity(flat, darker) == pytest.approx(light, rel=NOT_ROUNDING)
+    assert structural_similarity(pictures, 1 - pictures) < -0.5
+    assert structural_similarity(pictures, pictures * 0.8) > 0.8
 
 
 def test_recall_is_measured_on_films_whose_returning_character_was_seen_once(host: object, codec: TileCodec) -> None:

@@ -229,6 +229,17 @@ def test_a_resumed_film_has_the_bits_of_the_uninterrupted_one(
         assert torch.equal(latents(resumed), latents(whole))
 
 
+def test_the_low_resolution_branch_alone_needs_no_weights(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    """The training-free entry; its first tokens are those of an encoder whose training has not begun."""
+    alone = loaded(HistoryConfig(window_frames=0), high=False)
+    film = render(model, alone, first_prompt=0)
+    assert [chunk.frames_worth for chunk in film] == [0, 0.25, 0.75, 1.0]
+    other = render(model, alone, first_prompt=10)
+    assert relative_error(film[2].latents, other[2].latents) > NOT_ROUNDING
+
+
 def test_a_start_image_is_remembered(model: ModelPatcher, loaded: Callable[..., LoadedEncoder]) -> None:
     images = (torch.zeros(1, LATENT_CHANNELS, 1, *SIZE), torch.ones(1, LATENT_CHANNELS, 1, *SIZE))
     films = [render(model, loaded(), plan_chunks((1,), 3, 1), start=image) for image in images]
