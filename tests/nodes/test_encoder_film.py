@@ -12,6 +12,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from film import FOUR_STEPS, LATENT_CHANNELS, film_on_disk, planned, prompt
 from numerics import BF16_COMPUTE_ERROR, FORWARD_ERROR, NOT_ROUNDING, relative_error
 from torch import Tensor
@@ -294,6 +295,37 @@ def test_an_encoder_in_bf16_is_near_the_one_in_float32(
     exact, rounded = (latents(render(model, loaded(dtype=dtype))) for dtype in (torch.float32, torch.bfloat16))
     assert not torch.equal(exact, rounded)
     assert relative_error(rounded, exact) < BF16_COMPUTE_ERROR
+
+
+def test_what_another_node_puts_around_a_layer_stays_there(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    lengths: list[int] = []
+
+    def watch(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        lengths.append(args["img"].shape[1])
+        return extra["original_block"](args)
+
+    watched = model.clone()
+    watched.set_model_patch_replace(watch, "dit", "double_block", 1)
+    encoder = loaded(HistoryConfig(window_frames=2))
+    film = render(watched, encoder, plan_chunks((2,), 3), sigmas=(1.0, 0.0))
+    own = 3 * SIZE[0] * SIZE[1] // 4
+    assert lengths == [own, own + own * 2 // 3 + own // 12]
+    assert torch.equal(latents(film), latents(render(model, encoder, plan_chunks((2,), 3), sigmas=(1.0, 0.0))))
+
+
+@pytest.mark.parametrize("key", ["context_latents", "reference_latent"])
+def test_tokens_that_another_node_adds_in_the_middle_are_refused(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], key: str
+) -> None:
+    def add(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return executor(x, t, *args, **{**kwargs, key: [x]})
+
+    adding = model.clone()
+    adding.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", add)
+    with pytest.raises(ValueError, match="cannot be combined with"):
+        render(adding, loaded())
 
 
 # On disk, and what is refused
