@@ -11,7 +11,7 @@ from torch import Tensor
 from ..encoded_history import History
 from ..encoder import MemoryEncoder
 from .clips import TileCodec, decode_latents, film_clips
-from .encoder_training import EncoderBatch, EncoderTraining, clean_batch, draw_frames, read_history
+from .encoder_training import EncoderTraining, clean_batch, draw_frames, read_history
 from .recall import recall_film, swapped_name
 from .recall_scores import Truth, last_truth
 from .run_folder import generator_for
@@ -57,11 +57,12 @@ def measure_encoder_recall(
     swaps = [swapped_name(film) for film in found]
     truths, others = ([last_truth(film) for film in list_] for list_ in (found, swaps))
     batch = clean_batch(config, film_clips(found, codec), window=0)
-    beside = clean_batch(config, film_clips(found, codec), window=WINDOW)
+    newest = clean_batch(config, film_clips(found, codec), window=WINDOW)
+    beside = newest._replace(history=newest.history[:, :, :0])
     swapped_text = torch.cat([embed_text(film.shots[-1].prompt) for film in swaps])
     noise = torch.randn(batch.target.shape, generator=generator_for(config.seed, "recall noise", 0))
 
-    def drawn(history: History, text: Tensor, judges: list[Truth]) -> list[Any]:
+    def drawn(history: History | None, text: Tensor, judges: list[Truth]) -> list[Any]:
         made = draw_frames(modules, network, history, noise, text)
         return [
             judge.score(decode_latents(film, codec)[-JUDGED_PICTURES:])
@@ -70,10 +71,11 @@ def measure_encoder_recall(
 
     with modules.training():
         tokens = read_history(network, encoder, batch)
+        assert tokens is not None
         own = drawn(tokens, batch.text, truths)
         swapped = drawn(tokens, swapped_text, others)
         other = drawn(tokens._replace(tokens=tokens.tokens.roll(1, dims=0)), batch.text, truths)
-        window = drawn(_without_tokens(network, encoder, beside), batch.text, truths)
+        window = drawn(read_history(network, encoder, beside), batch.text, truths)
     return EncoderRecall(
         _mean([score.identity_cosine for score in own]),
         _mean([score.who_is_it for score in own]),
@@ -82,13 +84,6 @@ def measure_encoder_recall(
         _mean([score.identity_cosine for score in window]),
         _mean([truth.looks.averaging(film) for truth, film in zip(truths, found, strict=True)]),
     )
-
-
-def _without_tokens(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History:
-    """The window alone: it stands behind the encoder's tokens."""
-    both = read_history(network, encoder, batch)
-    own = batch.window.shape[2] * batch.window.shape[3] * batch.window.shape[4] // 4
-    return both._replace(tokens=both.tokens[:, -own:], positions=both.positions[-own:])
 
 
 def _mean(values: list[float]) -> float:

@@ -32,6 +32,8 @@ from .storyworld import Film, FilmSettings, random_film
 from .tiny_vae import FIRST_TEST_SEED
 from .words import embed_text, split_words
 
+FIRST_CHUNKS, SHORTER = 0.1, 0.5
+"""Shares of the steps of stage II that begin a film, and that have none or a part of the past: so do the chunks of a film."""
 SAMPLING_STEPS = 8
 FAINTEST = 0.2
 """Frames that are not kept are noised at least this much, as in the paper."""
@@ -183,9 +185,13 @@ def encoder_batch(config: EncoderTraining, clips: FilmClips, step: int) -> Encod
     generator = generator_for(config.seed, "encoder batch", step)
     if config.stage == EncoderStage.PRETRAIN.value:
         return _marked_frames(config, clips, generator)
-    return clean_batch(
-        config, clips, config.windows[int(torch.randint(len(config.windows), (1,), generator=generator))]
+    window = config.windows[int(torch.randint(len(config.windows), (1,), generator=generator))]
+    past = clips.latents.shape[2] - config.segment_frames
+    draw = float(torch.rand((), generator=generator))
+    later = (
+        past if draw < FIRST_CHUNKS else int(torch.randint(past, (1,), generator=generator)) if draw < SHORTER else 0
     )
+    return clean_batch(config, FilmClips(clips.latents[:, :, later:], clips.mask[:, later:], clips.text), window)
 
 
 def clean_batch(config: EncoderTraining, clips: FilmClips, window: int) -> EncoderBatch:
@@ -193,7 +199,7 @@ def clean_batch(config: EncoderTraining, clips: FilmClips, window: int) -> Encod
     latents, mask, text = clips
     first = latents.shape[2] - config.segment_frames
     frames = torch.arange(first, latents.shape[2], dtype=torch.float32)
-    newest = latents[:, :, first - window : first]
+    newest = latents[:, :, max(0, first - window) : first]
     return EncoderBatch(latents[:, :, :first], latents[:, :, first:], frames, mask[:, first:], text, newest)
 
 
@@ -210,17 +216,21 @@ def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.G
     return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, latents[:, :, :0])
 
 
-def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History:
-    """What the model reads of the film: the encoder's tokens, and the window's frames as its own."""
+def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History | None:
+    """What the model reads of the film: the encoder's tokens, and the window's frames as its own; None where there is nothing."""
     spec = encoder.spec
     _, _, frames, height, width = batch.history.shape
-    tokens = [encoder(batch.history, network.patch_embedding)]
-    positions = [token_positions(spec, spec.grid(frames, height, width))]
+    tokens, positions = [], []
+    if frames >= spec.rate.frames:
+        tokens.append(encoder(batch.history, network.patch_embedding))
+        positions.append(token_positions(spec, spec.grid(frames, height, width)))
     if batch.window.shape[2]:
         tokens.append(network.patch_embedding(batch.window).flatten(2).transpose(1, 2))
         rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in (height, width))
-        newest = torch.arange(frames - batch.window.shape[2], frames, dtype=torch.float32)
+        newest = batch.target_frames[0] + torch.arange(-batch.window.shape[2], 0)
         positions.append(torch.cartesian_prod(newest, rows, columns))
+    if not tokens:
+        return None
     return History(torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames)
 
 

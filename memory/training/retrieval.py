@@ -68,6 +68,7 @@ def measure_retrieval(
             clips = film_clips(encoder_films(config, number, FIRST_TEST_SEED, TEST_SEEDS), codec)
             marked = encoder_batch(config, clips, number)
             whole = read_history(network, encoder, marked._replace(history=clips.latents))
+            assert whole is not None
             histories: list[History | None] = [
                 read_history(network, encoder, marked),
                 whole,

@@ -15,9 +15,10 @@ import pytest
 import torch
 from numerics import FORWARD_ERROR, NOT_ROUNDING, SAME_SUM, relative_error
 
+from longreel.memory.encoded_history import EncodedHistory, HistoryConfig
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
-from longreel.memory.training.clips import TileCodec, film_clips
+from longreel.memory.training.clips import FilmClips, TileCodec, film_clips
 from longreel.memory.training.encoder_recall import measure_encoder_recall, returning_films
 from longreel.memory.training.encoder_training import (
     FAINTEST,
@@ -25,6 +26,7 @@ from longreel.memory.training.encoder_training import (
     EncoderBatch,
     EncoderStage,
     EncoderTraining,
+    clean_batch,
     encoder_batch,
     encoder_films,
     encoder_loss,
@@ -84,17 +86,48 @@ def test_stage_one_keeps_some_frames_and_noises_all_others(host: object, codec: 
     assert len(drawn) > 1
 
 
-def test_stage_two_goes_on_with_a_clean_film_beside_some_of_its_newest_frames(host: object, codec: TileCodec) -> None:
+def test_stage_two_goes_on_with_a_clean_film_of_any_length_beside_some_of_its_newest_frames(
+    host: object, codec: TileCodec
+) -> None:
     config = STAGES[EncoderStage.FINETUNE]
-    windows = set()
-    for step in range(8):
-        clips = film_clips(encoder_films(config, step), codec)
+    windows, lengths = set(), set()
+    for step in range(40):
+        clips = film_clips(encoder_films(replace(config, clips=1), step), codec)
         batch = encoder_batch(config, clips, step)
-        assert torch.equal(torch.cat([batch.history, batch.target], dim=2), clips.latents)
-        assert batch.target_frames.tolist() == [6, 7, 8]
+        length = batch.history.shape[2]
+        assert torch.equal(torch.cat([batch.history, batch.target], dim=2), clips.latents[:, :, 6 - length :])
+        assert batch.target_frames.tolist() == [length, length + 1, length + 2]
+        assert torch.equal(batch.window, batch.history[:, :, length - batch.window.shape[2] :])
         windows.add(batch.window.shape[2])
-        assert torch.equal(batch.window, clips.latents[:, :, 6 - batch.window.shape[2] : 6])
-    assert windows == set(config.windows)
+        lengths.add(length)
+    assert windows >= set(config.windows)
+    assert {0, 6} < lengths
+
+
+def test_what_is_read_in_training_lies_where_it_lies_in_a_film(host: object, codec: TileCodec) -> None:
+    """Beside the same film, cut as a film in the making is: tokens, places and the frames that wait."""
+    config = STAGES[EncoderStage.FINETUNE]
+    network, encoder = host_modules().new_wan(SPEC).requires_grad_(False), new_encoder().requires_grad_(False)
+    clips = film_clips(encoder_films(config, 0), codec)
+    for later in range(7):
+        shorter = FilmClips(clips.latents[:1, :, later:], clips.mask[:1, later:], clips.text[:1])
+        batch = clean_batch(config, shorter, window=2)
+        trained = read_history(network, encoder, batch)
+        made = EncodedHistory(
+            encoder.spec,
+            HistoryConfig(window_frames=2),
+            lambda latents: encoder(latents, network.patch_embedding),
+            lambda latents: network.patch_embedding(latents).flatten(2).transpose(1, 2),
+        )
+        if batch.history.shape[2]:
+            made.append(batch.history)
+        made.begin()
+        if trained is None:
+            assert made.current is None
+            continue
+        assert made.current is not None
+        assert torch.equal(trained.tokens, made.current.tokens)
+        assert torch.equal(trained.positions - torch.tensor([6.0 - later, 0, 0]), made.current.positions)
 
 
 @both_stages
@@ -204,15 +237,18 @@ def test_what_was_exported_is_in_the_host_what_it_was_in_training(
     assert len(patched.patches) == 10 * SPEC.layers
     comfy.model_management.load_models_gpu([patched])
 
-    batch = batch_of(config, codec, step=9)
+    batch = batch_of(config, codec, step=10)
     levels = torch.full((len(batch.target),), 0.7)
     with torch.no_grad():
         with modules.training():
             history = read_history(network, encoder, batch)
+            assert history is not None
             trained = predict_beside_history(modules, network, history, batch.target, levels, batch.text)
             plain = predict_beside_history(modules, network, None, batch.target, levels, batch.text)
         inside = patched.model.diffusion_model
-        options = with_history(inside, read_history(inside, reading, batch), {})
+        again = read_history(inside, reading, batch)
+        assert again is not None
+        options = with_history(inside, again, {})
         exported = inside(batch.target, levels * 1000, batch.text, transformer_options=options)
     assert relative_error(exported, trained) < FORWARD_ERROR
     assert relative_error(plain, trained) > NOT_ROUNDING
