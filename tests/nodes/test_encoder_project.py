@@ -1,0 +1,140 @@
+"""Films through an encoder on disk: they go on, they know their settings, and what cannot be is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from encoders import SPEC, encoders_in
+from film import film_on_disk, planned
+from numerics import NOT_ROUNDING, relative_error
+from wan_variants import build_tiny_wan22
+
+from longreel.memory.config import MemoryConfig
+from longreel.memory.encoded_history import HistoryConfig
+from longreel.memory.encoder_spec import EncoderSpec, LowBranch, Modulation, Rate
+from longreel.memory.trace import read_trace
+from longreel.nodes.film import Film
+from longreel.nodes.host.attach import attach_memory
+from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
+from longreel.nodes.host.encoder_model import LoadedEncoder, fits
+
+
+@pytest.fixture(scope="module")
+def model(host: object) -> ModelPatcher:
+    return build_tiny_wan(SPEC)
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Callable[..., LoadedEncoder]:
+    return encoders_in(tmp_path)
+
+
+def film(model: ModelPatcher, encoder: LoadedEncoder, **changes: Any) -> Film:
+    board = planned("[0.75s] a beach\n[0.75s] a town\n[0.75s] a forest")
+    return film_on_disk(model, board, encoder=encoder, sigmas=torch.tensor([1.0, 0.0]), **changes)
+
+
+def test_a_film_on_disk_goes_on_with_the_same_bits_and_says_what_it_read(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    whole = film(model, loaded(), vae=build_tiny_vae()).make(tmp_path / "whole")
+    _, events = read_trace(whole.trace)
+    assert [event["read_frames"] for event in events] == [[], [0, 1, 2], [3, 4, 5]]
+    assert whole.video is not None
+
+    def stop(text: str) -> None:
+        if "chunk 2 of" in text:
+            comfy.model_management.interrupt_current_processing()
+
+    interrupted = film(model, loaded(), vae=build_tiny_vae())
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        interrupted.make(tmp_path / "resumed", stop)
+    assert torch.equal(interrupted.make(tmp_path / "resumed").latents, whole.latents)
+
+
+def test_whatever_changes_the_memory_is_another_setting(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    variants = [
+        film(model, loaded()),
+        film(model, loaded(HistoryConfig(window_frames=1))),
+        film(model, loaded(HistoryConfig(longest_frames=9))),
+        film(model, loaded(rate=Rate(2, 2, 1))),
+        film(model, loaded(modulation=Modulation.TARGET)),
+        film(model, loaded(low=LowBranch.VIDEO), vae=build_tiny_vae(seed=1)),
+        film(model, loaded(low=LowBranch.VIDEO), vae=build_tiny_vae(seed=2)),
+        film_on_disk(model, planned("[0.75s] a beach\n[0.75s] a town\n[0.75s] a forest")),
+    ]
+    assert len({str(variant._settings()) for variant in variants}) == len(variants)
+    assert film(model, loaded())._settings() == variants[0]._settings()
+
+
+def test_wan_22_5b_remembers_through_an_encoder(
+    host: object, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    """A pixel in sixteen, so the film is twice as large; a window of 0 leaves the encoder alone."""
+    wan22 = build_tiny_wan22()
+    films = []
+    for longest in (None, 1):
+        encoder = loaded(HistoryConfig(window_frames=0, longest_frames=longest), channels=48)
+        films.append(film(wan22, encoder, width=128, height=64, project=str(longest)).make(tmp_path).latents)
+    assert films[0].shape == (1, 48, 9, 4, 8)
+    assert torch.equal(films[0][:, :, :3], films[1][:, :, :3])
+    assert relative_error(films[0][:, :, 3:], films[1][:, :, 3:]) > NOT_ROUNDING
+
+
+def refuse(wrong: Film, root: Path, *words: str) -> None:
+    with pytest.raises(ValueError, match=words[0]) as refused:
+        wrong.make(root)
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+    assert not root.exists()
+
+
+def test_a_causal_checkpoint_is_refused(loaded: Callable[..., LoadedEncoder], tmp_path: Path) -> None:
+    causal = build_tiny_wan(SPEC, causal=True)
+    refuse(film(causal, loaded()), tmp_path / "films", "WAN21_CausalAR", "Sparse KV Memory", r"(tiny)")
+
+
+def test_a_model_of_another_width_is_refused(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    wide = loaded(width=256)
+    refuse(film(model, wide), tmp_path / "films", "width 256 with 16 channels", "width 128 with 16", "another encoder")
+
+
+def test_two_memories_at_once_are_refused(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    remembering = attach_memory(model, MemoryConfig())
+    refuse(film(remembering, loaded()), tmp_path / "films", "takes the place of Sparse KV Memory", "Remove these nodes")
+
+
+def test_an_encoder_of_pictures_asks_for_the_vae(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    refuse(film(model, loaded(low=LowBranch.VIDEO)), tmp_path / "films", "needs the VAE", "Connect the VAE")
+
+
+def test_a_film_that_is_smaller_than_a_token_is_refused(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    small = film(model, loaded(rate=Rate(4, 4, 2)), width=48, height=48)
+    refuse(small, tmp_path / "films", "at least 8 latents each way, got 6 x 6")
+
+
+@pytest.mark.parametrize("setting", [{"window_frames": -1}, {"longest_frames": 0}])
+def test_counts_that_make_no_sense_are_refused(setting: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="of a memory encoder needs"):
+        HistoryConfig(**setting)
+
+
+def test_it_says_what_it_fits() -> None:
+    spec = EncoderSpec(width=1536, base="Wan 2.1 T2V 1.3B", trained={"steps": 100})
+    assert fits(spec) == "fits Wan 2.1 1.3B\n4x4x2: one token for 32\nmade for Wan 2.1 T2V 1.3B\nsteps: 100"
