@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .chunks import Chunk, Plan
+from .prompt_bank import Brought
 from .session import RunSession
 
 
@@ -16,7 +17,7 @@ from .session import RunSession
 class FinishedChunk:
     """A chunk whose frames are clean `[B, C, T, H, W]` and remembered.
 
-    `read_frames` were read by every query, `brought_frames` of them because the prompt asked for them; with what each
+    `read_frames` were read by every query, those that are `brought` because of a pin or a prompt; with what each
     chose from older ones, it read `frames_worth` in keys of a frame.
     """
 
@@ -24,11 +25,16 @@ class FinishedChunk:
     latents: Tensor
     replayed: bool
     read_frames: tuple[int, ...]
-    brought_frames: tuple[int, ...]
+    brought: Mapping[int, Brought]
     frames_worth: float
     recached_frames: tuple[int, ...]
     denoise_seconds: float
     commit_seconds: float
+
+    @property
+    def brought_frames(self) -> tuple[int, ...]:
+        """Frames that are `brought`, oldest first."""
+        return tuple(sorted(self.brought))
 
 
 class Rollout:
@@ -65,7 +71,7 @@ class Rollout:
             started = time.perf_counter()
             self._session.begin(chunk.frames, chunk.shot)
             memory = self._session.memory
-            read_frames, brought, frames_worth = memory.read_frames, memory.brought_frames, memory.frames_worth
+            read_frames, brought, frames_worth = memory.read_frames, memory.brought, memory.frames_worth
             saved = self._load(chunk.index)
             latents = self._denoise(chunk) if saved is None else saved
             denoised = time.perf_counter()

@@ -20,7 +20,7 @@ from ..memory.config import MemoryConfig
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
 from .film_check import check_film
-from .host.attach import attach_memory, memory_config
+from .host.attach import attach_memory, memory_config, plan_moments
 from .host.conditioning import blended
 from .host.film_sampler import FilmSampler, SeededNoise
 from .host.fingerprint import conditioning_fingerprint, described, model_fingerprint, tensor_fingerprint
@@ -140,6 +140,7 @@ class Film:
             finished=(lambda chunk, guider: None) if recorder is None else recorder.finished,
             cast=tuple(frozenset(shot.characters) for shot in self.storyboard.board.shots),
             fps=self.storyboard.fps,
+            marks=self.storyboard.marks,
             reaches=reaches(self.plan, self.storyboard.transitions),
             prompts={
                 (self.plan.chunks[blend.chunk].frames.start, blend.shot): len(self.storyboard.conditionings) + at
@@ -169,6 +170,7 @@ class Film:
             "size": [self.width, self.height],
             "start": None if self.start is None else tensor_fingerprint(self.start),
             "memory": config.described(),
+            **plan_moments(self.remembering, self.film_sampler(None, None)).described(self.plan),
         }
 
     def latents(self, project: Project, frames: range) -> Tensor:

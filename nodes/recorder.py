@@ -110,6 +110,7 @@ class Recorder:
                 "frames": [done.chunk.frames.start, done.chunk.frames.stop],
                 "read_frames": list(done.read_frames),
                 "brought_frames": list(done.brought_frames),
+                "brought": [[frame, *done.brought[frame]] for frame in done.brought_frames],
                 "frames_worth": round(done.frames_worth, 3),
                 **begins,
                 "recached_frames": list(done.recached_frames),
