@@ -57,7 +57,7 @@ class FilmSampler(comfy.samplers.Sampler):
     add fresh noise at the next level. `load` gives the latents of a chunk that an earlier run made, or None. `start` is a
     LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None. `cast` are the characters of each shot,
     `reaches` how far back it may look. `prompts` names another prompt of the guider than the shot's own, by the first frame
-    of a chunk and its shot.
+    of a chunk and its shot. `tallied` counts what is read of the bank, for a trace.
     """
 
     plan: Plan
@@ -72,6 +72,7 @@ class FilmSampler(comfy.samplers.Sampler):
     fps: float = 16.0
     reaches: tuple[Reach, ...] = ()
     prompts: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    tallied: bool = False
 
     def sample(
         self,
