@@ -25,7 +25,9 @@ from .page_store import PageStore
 from .page_table import PageTable
 from .positions import assign_times
 from .prompt_bank import Brought, Wish
+from .read_tally import BankReads
 from .select import EVERYTHING, Choice, select_frames
+from .stopwatch import Stopwatch
 from .transitions import Reach
 from .wishes import grant
 from .working_set import Copy, Placement, assign_places
@@ -44,10 +46,14 @@ class KVMemory:
         chunk_frames: int,
         film_frames: int,
         pinned: frozenset[int] = frozenset(),
+        *,
+        tallied: bool = False,
     ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
 
-        There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. Raises ValueError when a chunk does not fit into the window.
+        There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. With `tallied`
+        it is counted what each chunk reads of the bank; that changes no bit of the film. Raises ValueError when a chunk does
+        not fit into the window.
         """
         config.check_chunk(chunk_frames)
         self.spec, self.config, self.streams, self.chunk_frames = spec, config, streams, chunk_frames
@@ -57,15 +63,19 @@ class KVMemory:
         kept = config.kept_frames(chunk_frames, film_frames, len(pinned))
         eight_bit = config.bank is not None and config.bank.eight_bit
         self.store = PageStore(spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit)
-        self.bank = None if config.bank is None else Bank(config.bank, self.store)
+        self.watch = Stopwatch(spec.device)
+        self.bank = None if config.bank is None else Bank(config.bank, self.store, self.watch)
+        if tallied and self.bank is not None:
+            self.bank.keep_tally(self._pages)
         self.table = PageTable(kept, self.frame.count)
         self.time_scale = 1.0
         self.read_frames: tuple[int, ...] = ()
         self.brought: dict[int, Brought] = {}
+        self.vetoed_frames: tuple[int, ...] = ()
         self.current_rotation: Tensor | None = None
         self._places: list[Placement | None] = []
         self._versions: dict[int, int] = {}
-        self._commits = self._next_frame = 0
+        self._commits = self._next_frame = self._moved_frames = 0
         self._written: set[tuple[int, int]] = set()
         self._working: tuple[Tensor, Tensor] | None = None
         self._lengths = self._order = torch.empty(0)
@@ -102,6 +112,35 @@ class KVMemory:
         pages = self.bank.pages_read if self.bank is not None else 0
         return len(self.read_frames) + pages * self.frame.page_tokens / self.spec.frame_tokens
 
+    @property
+    def bytes_per_frame(self) -> int:
+        """Bytes of the keys and values of one frame as they are stored."""
+        itemsize = 1 if self.store.eight_bit else self.spec.dtype.itemsize
+        return (
+            2
+            * self.streams
+            * self.spec.layers
+            * self.spec.heads
+            * self.spec.head_dim
+            * self.spec.frame_tokens
+            * itemsize
+        )
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of keys and values that came out of the store into the working set for the present chunk."""
+        itemsize = 1 if self.store.eight_bit else self.spec.dtype.itemsize
+        pages = 0 if self.bank is None else self.bank.moved_pages
+        return (
+            self._moved_frames * self.bytes_per_frame
+            + 2 * pages * self.frame.page_tokens * self.spec.head_dim * itemsize
+        )
+
+    def bank_reads(self) -> BankReads | None:
+        """What the present chunk read page by page; None where nothing was, or nothing was counted."""
+        tally = None if self.bank is None else self.bank.tally
+        return None if tally is None else tally.sum_up()
+
     def allocate(self, folder: Path | None = None) -> None:
         """Take all memory of the run at once; what lies beside the card is kept in `folder` where one is given."""
         spec = self.spec
@@ -133,6 +172,7 @@ class KVMemory:
         listens. `reach` is what a cut has left.
         """
         choice = select_frames(self.table.frames, frames.start, self.chunk_frames, self.config, reach)
+        self.vetoed_frames = tuple(sorted(frame for frame in wish.vetoed if frame < frames.start))
         older = [frame for frame in self.table.frames if frame < frames.start]
         choice, self.brought = grant(wish, choice, older, reach, self.config.prompt_bank, self._likeness)
         self.read_frames = choice.read
@@ -147,7 +187,9 @@ class KVMemory:
         turns = [copy.placement.time for copy in copies] + [time * self.time_scale for time in times.current]
         rotations = time_rotation(turns, self.spec.time_channels, self.spec.theta, self.spec.device)
         self.current_rotation = rotations[len(copies) :]  # [T, pairs, 2, 2], one for each frame being made
-        self._gather(copies, rotations)
+        self._moved_frames = len(copies)
+        with self.watch.timed("copy"):
+            self._gather(copies, rotations)
         if self.bank is not None:
             slots = [self.table.first_slot(frame) for frame in choice.bank]
             self.bank.begin(choice.bank, slots, [time_of[frame] for frame in choice.bank])
@@ -177,7 +219,8 @@ class KVMemory:
         assert self.bank is not None
         k, v = (x[stream, layer].unflatten(1, (self._pages, -1)) for x in self._working)  # [H, pages, P, D]
         working = Pages(k, v, self._lengths[stream, layer])
-        lists = self.bank.choose(layer, stream, q_timeless[self._order], working, self._bank_slot)
+        with self.watch.timed("select"):
+            lists = self.bank.choose(layer, stream, q_timeless[self._order], working, self._bank_slot)
         dense_tokens = len(self.read_frames) * self.spec.frame_tokens + len(q)
         group_tokens = self.bank.group_tokens(len(q))
         state = page_attention(q[self._order], working, lists, dense_tokens=dense_tokens, group_tokens=group_tokens)

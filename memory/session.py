@@ -89,6 +89,13 @@ class RunSession:
         return self.memory.selects
 
     @property
+    def tier(self) -> str:
+        """Where the pages of the film lie: card, ram or file."""
+        if not self.memory.store.indexed:
+            return "card"
+        return "ram" if self.folder is None else "file"
+
+    @property
     def peak_bytes(self) -> int:
         """Bytes that the run takes at most: memory, and the keys and values of the text."""
         spec = self.memory.spec

@@ -26,7 +26,7 @@ from .host.film_sampler import FilmSampler, SeededNoise
 from .host.fingerprint import conditioning_fingerprint, described, model_fingerprint, tensor_fingerprint
 from .host.guider import FilmGuider
 from .planned_storyboard import PlannedStoryboard
-from .recorder import Recorder
+from .recorder import Recorder, Show
 
 FILM_VERSION = 1  # to be raised when the same settings give other bits
 
@@ -87,9 +87,15 @@ class Film:
         """Raises ValueError for anything that would fail later, before a model is loaded or a file is written."""
         check_film(self)
 
-    def make(self, root: Path, tell: Callable[[str], None] = lambda text: None) -> FilmResult:
-        """Make the film in `root/project`, going on where an equal film stopped; `tell` gets its state in words.
+    def make(
+        self,
+        root: Path,
+        tell: Callable[[str], None] = lambda text: None,
+        show: Show = lambda folder, header, line: None,
+    ) -> FilmResult:
+        """Make the film in `root/project`, going on where an equal film stopped.
 
+        `tell` gets its state in words, `show` each finished chunk as the trace tells it.
         Raises ValueError for bad input, ProjectError where the folder cannot be used. When it is cancelled or fails,
         finished chunks stay.
         """
@@ -97,7 +103,7 @@ class Film:
         pictures_of = None if self.vae is None else model_fingerprint(self.vae.patcher)
         with Project.open(root, self.project, self._settings(), pictures_of) as project:
             project.save_storyboard(self.storyboard.to_json(self.plan))
-            recorder = Recorder(self, project, tell)
+            recorder = Recorder(self, project, tell, show)
             tell(project.report)
             try:
                 if project.finished < len(self.plan.chunks):
@@ -146,7 +152,16 @@ class Film:
                 (self.plan.chunks[blend.chunk].frames.start, blend.shot): len(self.storyboard.conditionings) + at
                 for at, blend in enumerate(self._blends)
             },
+            tallied=True,
         )
+
+    @property
+    def moments(self) -> dict[str, str]:
+        """Pins and vetoes of the film, as they were written in the storyboard and the prompt bank."""
+        config = memory_config(self.remembering)
+        bank = None if config is None else config.prompt_bank
+        written = [self.storyboard.board, *([] if bank is None else [bank])]
+        return {name: ", ".join(filter(None, (getattr(one, name) for one in written))) for name in ("pins", "vetoes")}
 
     def _settings(self) -> dict[str, Any]:
         """Whatever changes the film, as JSON: equal settings may go on with each other's chunks."""

@@ -53,6 +53,7 @@ class ProbeSampler(comfy.samplers.Sampler):
     other_shots: tuple[int, ...]
     drawn: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
+    ended: float = 0.0
 
     def sample(
         self,
@@ -80,6 +81,7 @@ class ProbeSampler(comfy.samplers.Sampler):
             if shot == own:
                 self.seconds = _now() - started
         guider.shot = own
+        self.ended = _now()
         return self.drawn[0]
 
 
@@ -155,7 +157,7 @@ class TinyModel:
         `prompts` are those of the shots, then those of `other_shots`, which only look at what the last chunk looks at.
         """
         chunks: list[FinishedChunk] = []
-        peak_bytes = 0
+        peak_bytes, commit_seconds = 0, 0.0
 
         def load(index: int) -> Tensor | None:
             frames = plan.chunks[index].frames
@@ -164,8 +166,8 @@ class TinyModel:
             return history[:, :, frames.start : frames.stop]
 
         def finished(chunk: FinishedChunk, guider: FilmGuider) -> None:
-            nonlocal peak_bytes
-            peak_bytes = guider.peak_bytes
+            nonlocal peak_bytes, commit_seconds
+            peak_bytes, commit_seconds = guider.peak_bytes, _now() - probe.ended
             chunks.append(chunk)
 
         probe = ProbeSampler(comfy.samplers.ksampler(SAMPLER), other_shots)
@@ -183,7 +185,7 @@ class TinyModel:
         guider = FilmGuider(remembering, conditionings, conditionings[0], 1.0)
         template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *LATENT_SIZE)
         guider.sample(template, template, sampler, torch.tensor(sampling_levels()), disable_pbar=True, seed=0)
-        return Drawn(chunks, probe.drawn, probe.seconds + chunks[-1].commit_seconds, peak_bytes)
+        return Drawn(chunks, probe.drawn, probe.seconds + commit_seconds, peak_bytes)
 
 
 def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, Tensor]:

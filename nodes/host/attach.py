@@ -93,8 +93,8 @@ def plan_memory(model: ModelPatcher, sampler: FilmSampler, streams: int) -> KVMe
     if config is None:
         raise ValueError("The Chunked AR Sampler needs a model with memory. Put Sparse KV Memory before it.")
     spec = adapter_for(model).kv_spec(model, *sampler.latent_size)
-    pinned = plan_moments(model, sampler).pinned
-    memory = KVMemory(spec, config, streams, sampler.plan.longest_chunk, sampler.plan.total_frames, pinned)
+    plan, pinned = sampler.plan, plan_moments(model, sampler).pinned
+    memory = KVMemory(spec, config, streams, plan.longest_chunk, plan.total_frames, pinned, tallied=sampler.tallied)
     rope_options = model.model_options["transformer_options"].get("rope_options") or {}
     memory.time_scale = float(rope_options.get("scale_t", 1.0))
     return memory

@@ -57,8 +57,8 @@ class FilmSampler(comfy.samplers.Sampler):
     `inner` is a SAMPLER that denoises a chunk, or None for the few-step form of causal checkpoints: predict clean frames,
     add fresh noise at the next level. `load` gives the latents of a chunk that an earlier run made, or None. `start` is a
     LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None. `cast` are the characters of each shot,
-    `marks` the storyboard's pins and vetoes, `reaches` how far back it may look. `prompts` names another prompt of the guider than the shot's own, by the first frame
-    of a chunk and its shot.
+    `marks` the storyboard's pins and vetoes, `reaches` how far back it may look. `prompts` names another prompt of the guider
+    than the shot's own, by the first frame of a chunk and its shot. `tallied` counts what is read of the bank, for a trace.
     """
 
     plan: Plan
@@ -74,6 +74,7 @@ class FilmSampler(comfy.samplers.Sampler):
     marks: Marks = NO_MARKS
     reaches: tuple[Reach, ...] = ()
     prompts: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    tallied: bool = False
 
     def sample(
         self,

@@ -49,7 +49,12 @@ def test_the_film_pins_exactly_the_frame_that_was_clicked(fps: float, seeded: in
     plan = plan_chunks(SHOTS, 3, seeded_frames=seeded)
     draw = random.Random(int(fps))
     wanted: list[dict[str, Any]] = [
-        {"text": draw.choice(TEXTS), "kind": draw.choice(("pin", "veto")), "frame": frame, "film": film_facts(plan, fps)}
+        {
+            "text": draw.choice(TEXTS),
+            "kind": draw.choice(("pin", "veto")),
+            "frame": frame,
+            "film": film_facts(plan, fps),
+        }
         for frame in range(plan.total_frames)
     ]
     written = json.loads(node(str(MODULE_TESTS / "write_marks.mjs"), said=json.dumps(wanted)))

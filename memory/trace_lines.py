@@ -1,0 +1,155 @@
+"""The lines of a trace: what is told of a film and of a chunk, in few bytes.
+
+Of a chunk: `chunk`, `shot`, `frames` [first, end); `read_frames` that every query read whole, of them `brought_frames` with
+their reasons, `brought` [frame, why, score]; `frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
+
+Of the bank, in ten thousandths of a frame's keys: `bank` [frame, amount], the mean over everything; `selected` [frame, cell,
+amount, cell, amount, ...] where a cell is layer group x head groups + head group. The largest amounts are told, what was left
+out adds up to `bank_rest`, and to `selected_rest` in the mean over cells.
+
+`vetoed` are stretches [first, last] of frames that were not offered. `milliseconds` by part do not overlap (`Stopwatch`);
+`bytes`: `card` is taken there for the whole film, `ram` or `file` is what the remembered frames fill, `moved` came from
+where memory lies to where it is read. `drift` is that of `LatentDrift`; `remembered` counts frames behind the chunk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .config import MemoryConfig
+from .inspection import UNIT
+from .read_tally import BankReads
+from .rollout import FinishedChunk
+from .session import RunSession
+from .trace_groups import head_groups, layer_groups
+
+MOST_FRAMES = 512
+MOST_SELECTED = 1_536
+DIGITS = 5
+
+
+class LatentDrift:
+    """Statistics of a film's latents, chunk by chunk, as the model sees them.
+
+    `mean` and `std` are mean and standard deviation of all numbers of the chunk. `change` is the root mean square, over the
+    latent channels, of the difference between the channel's mean and that of the chunk before; `since_start` the same
+    against the film's first chunk. A film that keeps its colours and contrast stays at one `std`, and its `since_start`
+    does not grow.
+    """
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None
+        self._before: Tensor | None = None
+
+    def of(self, latents: Tensor) -> dict[str, float]:
+        """Statistics of the next chunk `[1, C, T, H, W]`; differences are 0 for the first one."""
+        latents = latents.detach().float()
+        channels = latents.mean(dim=(0, 2, 3, 4))
+        before = channels if self._before is None else self._before
+        first = channels if self._first is None else self._first
+        self._before, self._first = channels, first
+        return {
+            "mean": round(float(latents.mean()), DIGITS),
+            "std": round(float(latents.std(correction=0)), DIGITS),
+            "change": round(float((channels - before).square().mean().sqrt()), DIGITS),
+            "since_start": round(float((channels - first).square().mean().sqrt()), DIGITS),
+        }
+
+
+def film_facts(session: RunSession) -> dict[str, Any]:
+    """What the header tells of the memory of a run."""
+    memory = session.memory
+    spec, config = memory.spec, memory.config
+    return {
+        "memory": in_words(config),
+        "layers": spec.layers,
+        "heads": spec.heads,
+        "layer_groups": layer_groups(spec.layers),
+        "head_groups": head_groups(spec.heads),
+        "sink_frames": config.sink_frames,
+        "window_frames": config.window_frames,
+        "tier": session.tier,
+        "peak_kv_bytes": session.peak_bytes,
+        "host_kv_bytes": memory.host_bytes,
+    }
+
+
+def chunk_line(done: FinishedChunk, session: RunSession, drift: Mapping[str, float]) -> dict[str, Any]:
+    """What the trace tells of a chunk."""
+    line: dict[str, Any] = {
+        "chunk": done.chunk.index,
+        "shot": done.chunk.shot,
+        "frames": [done.chunk.frames.start, done.chunk.frames.stop],
+        "read_frames": list(done.read_frames),
+        "brought_frames": list(done.brought_frames),
+        "brought": [[frame, *done.brought[frame]] for frame in done.brought_frames],
+        "frames_worth": round(done.frames_worth, 3),
+        "recached_frames": list(done.recached_frames),
+        "remembered": done.remembered,
+        "milliseconds": {part: round(spent, 3) for part, spent in done.milliseconds.items()},
+        "bytes": {"card": session.peak_bytes, "ram": 0, "file": 0, "moved": done.moved_bytes},
+        "drift": dict(drift),
+        "finished": round(time.time(), 3),
+    }
+    if session.tier != "card":
+        line["bytes"][session.tier] = done.remembered * session.memory.bytes_per_frame
+    if done.vetoed_frames:
+        line["vetoed"] = stretches(done.vetoed_frames)
+    if done.bank_reads is not None:
+        line.update(told_reads(done.bank_reads))
+    return line
+
+
+def told_reads(reads: BankReads) -> dict[str, Any]:
+    """The largest amounts of a chunk, and what was left out."""
+    whole = np.rint(reads.whole * UNIT).astype(np.int64)
+    kept = np.sort(largest(whole, MOST_FRAMES))
+    cells = np.rint(reads.amounts * UNIT).astype(np.int64).reshape(-1, len(reads.frames))
+    chosen = largest(cells.ravel(), MOST_SELECTED)
+    rows: dict[int, list[int]] = {}
+    for at in np.sort(chosen).tolist():
+        cell, frame = divmod(at, len(reads.frames))
+        rows.setdefault(frame, [reads.frames[frame]]).extend((cell, int(cells[cell, frame])))
+    left_out = reads.amounts.sum() * UNIT - cells.ravel()[chosen].sum()
+    return {
+        "bank": [[reads.frames[at], int(whole[at])] for at in kept.tolist()],
+        "bank_rest": max(0, round(reads.whole.sum() * UNIT - int(whole[kept].sum()))),
+        "selected": [rows[frame] for frame in sorted(rows)],
+        "selected_rest": max(0, round(left_out / len(cells))),
+    }
+
+
+def largest(amounts: np.ndarray[Any, np.dtype[np.int64]], most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where the largest amounts above 0 are, at most so many; of equal ones the earlier."""
+    found = np.flatnonzero(amounts)
+    return found[np.argsort(-amounts[found], kind="stable")[:most]]
+
+
+def stretches(numbers: Iterable[int]) -> list[list[int]]:
+    """Ascending numbers as [first, last] of each unbroken run."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return runs
+
+
+def in_words(config: MemoryConfig) -> str:
+    """A memory in an artist's words."""
+    if config.window_frames is None:
+        return "everything"
+    parts = [f"window of {config.window_frames} frames"]
+    if config.sink_frames:
+        parts.append(f"sink of {config.sink_frames}")
+    if config.bank is not None:
+        parts.append(f"pages worth {config.bank.frames_worth:g} frames from the whole film")
+    if config.prompt_bank is not None:
+        parts.append(f"{config.prompt_bank.frames} frames brought back by the prompt")
+    return ", ".join(parts)
