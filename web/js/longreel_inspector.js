@@ -12,9 +12,26 @@ const LEAST_HEIGHT = 420;
 const FIRST_SIZE = [980, 760];
 const views = new WeakMap(); // by node
 const shown = new WeakMap(); // inspections by view
+const left = new Map(); // elements of nodes that were taken away, by where the nodes were
+
+function rootGraph() {
+  return app.rootGraph ?? app.graph;
+}
 
 function inspectors() {
-  return nodesOfType(app.rootGraph ?? app.graph, NODE);
+  return nodesOfType(rootGraph(), NODE);
+}
+
+/**
+ * Undo makes all nodes anew, but Nodes 2.0 leaves the elements of the old ones on the screen where the ids are the same:
+ * they make room for those of the nodes that are there now.
+ */
+function replaceOldElements() {
+  for (const { node } of inspectors()) {
+    const [old, view] = [left.get(locatorId(node, rootGraph())), views.get(node)];
+    if (old?.isConnected && view && old !== view.root) old.replaceWith(view.root);
+  }
+  left.clear();
 }
 
 /** A picture that the server keeps, or one that lies in the message itself; nothing from anywhere else. */
@@ -57,6 +74,7 @@ function build(node) {
   views.set(node, view);
   const { onRemoved, onExecuted } = node;
   node.onRemoved = function (...args) {
+    left.set(locatorId(node, rootGraph()), root);
     view.destroy();
     return onRemoved?.apply(this, args);
   };
@@ -88,10 +106,11 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass === NODE) build(node);
   },
+  afterConfigureGraph: replaceOldElements,
   onNodeOutputsUpdated(outputs) {
     for (const { node } of inspectors()) {
       const view = views.get(node);
-      if (view) restore(view, outputs[locatorId(node, app.rootGraph ?? app.graph)]);
+      if (view) restore(view, outputs[locatorId(node, rootGraph())]);
     }
   },
 });

@@ -19,7 +19,7 @@ const NAMES = 16; // pixels above the lines for their names
 export function laneLines(inspection, lane) {
   const rows = inspection.chunks.map((chunk) => chunk[lane]);
   const names = [...new Set(rows.flatMap((row) => Object.keys(row)))];
-  const lines = names.map((name) => ({ name, values: rows.map((row) => row[name] ?? null) }));
+  const lines = names.map((name) => ({ name: name.replaceAll("_", " "), values: rows.map((row) => row[name] ?? null) }));
   const most = ({ values }) => values.reduce((best, value) => Math.max(best, Math.abs(value ?? 0)), 0);
   const shown = lines.filter((line) => most(line) > 0).sort((a, b) => most(b) - most(a));
   if (LANES_SHOWN[lane].withSum && shown.length > 1) {

@@ -9,6 +9,7 @@ import {
 } from "./words.js";
 
 const MOST_ROWS = 150;
+const ADVICE = "Right-click a moment to pin it for all later shots, or to veto it.";
 
 export class Details {
   /** `acts` has `mark(kind, range)`, `point(frame)`. */
@@ -127,6 +128,7 @@ function filmLines(inspection) {
     reach && `longest reach back ${filmTime(reach.seconds)}, by ${chunkWords(inspection, reach.chunk)}`,
     made > 0 && !chosen && "nothing was chosen from further back",
     peakWords(inspection),
+    ADVICE,
   ];
 }
 
@@ -137,6 +139,6 @@ function peakWords(inspection) {
 
 function numberLines(chunk) {
   return Object.entries(LANES_SHOWN).flatMap(([lane, { say }]) =>
-    Object.entries(chunk[lane]).map(([name, value]) => `${name}: ${say(value)}`),
+    Object.entries(chunk[lane]).map(([name, value]) => `${name.replaceAll("_", " ")}: ${say(value)}`),
   );
 }

@@ -1,7 +1,7 @@
 // Ways through a workflow's graph, against the links and through subgraphs: from an inspector to the sampler that its trace
 // comes from, and on to the storyboard. Only for the node; the offline page has no graph.
 
-const SUBGRAPH_INPUT = -10; // the id that links inside a subgraph have for what comes from outside
+const SUBGRAPH_INPUT = "-10"; // the id that links inside a subgraph have for what comes from outside
 const BYPASSED = 4;
 const SAMPLER = "LongReelChunkedARSampler";
 const STORYBOARD = "LongReelStoryboard";
@@ -59,7 +59,7 @@ function sourceOf({ node, owners }, name) {
 function follow(owners, graph, id) {
   const link = id == null ? null : (graph.getLink?.(id) ?? graph.links?.[id]);
   if (!link) return null;
-  if (link.origin_id === SUBGRAPH_INPUT) {
+  if (String(link.origin_id) === SUBGRAPH_INPUT) {
     const owner = owners.at(-1);
     const slot = owner?.inputs?.[link.origin_slot];
     if (!slot) return null;

@@ -24,7 +24,9 @@ const STEPS = 256;
 export function readTheme(element) {
   const style = getComputedStyle(element);
   const named = (names, otherwise) => names.map((name) => style.getPropertyValue(name).trim()).find(Boolean) ?? otherwise;
-  const ground = named(["--comfy-input-bg", "--component-node-widget-background"], "#222");
+  // Of the theme's grounds the one that is furthest from grey: colours need a ground that is clearly dark or clearly light.
+  const grounds = ["--comfy-input-bg", "--comfy-menu-bg"].map((name) => named([name], "#222"));
+  const ground = grounds.sort((a, b) => Math.abs(luminance(toRgb(b)) - 0.5) - Math.abs(luminance(toRgb(a)) - 0.5))[0];
   const dark = luminance(toRgb(ground)) < 0.4;
   return {
     dark,

@@ -39,7 +39,7 @@ export class InspectorView {
     this.images = new Map();
     this.undone = [];
     this.drawn = { picture: 0, overlay: 0 };
-    this.stale = { theme: true, picture: true };
+    this.stale = { theme: true, picture: true, list: true };
     this.build();
     this.sizes = new ResizeObserver(() => this.refresh());
     this.sizes.observe(this.stage);
@@ -59,7 +59,7 @@ export class InspectorView {
       this.filter = { ...EVERYTHING, kinds: [...this.filter.kinds] };
       this.fillFilters();
     }
-    this.refresh();
+    this.refresh({ list: true });
   }
 
   /** Take in a live message: chunks that are finished now. A film that begins, or another film, starts anew. */
@@ -70,7 +70,7 @@ export class InspectorView {
       return;
     }
     known.add(chunks, thumbnails);
-    this.refresh();
+    this.refresh({ list: true });
   }
 
   /** Stop watching; the elements go with the node. */
@@ -132,7 +132,7 @@ export class InspectorView {
     const choices = (name, groups) => [["", `all ${name}s`], ...groups.map((group, at) => [at, words(name, group)])];
     const choose = (key) => (value) => {
       this.filter[key] = value === "" ? null : Number(value);
-      this.refresh();
+      this.refresh({ list: true });
     };
     this.filters.replaceChildren();
     for (const [key, name, groups] of [["layers", "layer", film?.layerGroups], ["heads", "head", film?.headGroups]]) {
@@ -143,13 +143,14 @@ export class InspectorView {
   toggleKind(kind, pressed) {
     this.filter.kinds[kind] = !this.filter.kinds[kind];
     pressed.setAttribute("aria-pressed", String(this.filter.kinds[kind]));
-    this.refresh();
+    this.refresh({ list: true });
   }
 
-  /** Draw with the next animation frame: everything, or only what moves. */
-  refresh({ theme = false, picture = true } = {}) {
+  /** Draw with the next animation frame what moves, and with it the picture, the list of readings, the theme's colours. */
+  refresh({ theme = false, picture = true, list = false } = {}) {
     this.stale.theme ||= theme;
     this.stale.picture ||= picture;
+    this.stale.list ||= list;
     this.waiting ??= requestAnimationFrame(() => this.draw());
   }
 
@@ -163,7 +164,8 @@ export class InspectorView {
     this.empty.hidden = this.inspection !== null;
     if (this.stale.theme) this.readTheme();
     if (this.stale.picture) this.drawPicture(width, height);
-    this.stale = { theme: false, picture: false };
+    if (this.stale.list && this.inspection) this.details.showChosen(this.scene());
+    this.stale = { theme: false, picture: false, list: false };
     if (!this.inspection) return;
     this.drawn.overlay += 1;
     drawOverlay(this.overlay.getContext("2d"), this.scene());
@@ -201,7 +203,6 @@ export class InspectorView {
     this.matrix.getContext("2d").putImageData(new ImageData(pixels.data, pixels.width, pixels.height), 0, 0);
     this.marks = this.inspection.markedFrames(this.storyboardMarks());
     drawPicture(this.picture.getContext("2d"), this.scene());
-    this.details.showChosen(this.scene());
   }
 
   scene() {
@@ -241,12 +242,11 @@ export class InspectorView {
 
   choose(chunk) {
     this.chosen = chunk === this.chosen || !this.inspection?.chunk(chunk) ? null : chunk;
-    this.details.showChosen(this.scene());
     if (this.chosen !== null) {
       const read = this.inspection.readings(chunk, this.filter).length;
       this.say(`${sentence(chunkWords(this.inspection, chunk))} read ${read} frames.`);
     }
-    this.refresh({ picture: false });
+    this.refresh({ picture: false, list: true });
   }
 
   pointAt(frame) {
