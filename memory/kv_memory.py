@@ -62,7 +62,7 @@ class KVMemory:
         self.watch = Stopwatch(spec.device)
         self.bank = None if config.bank is None else Bank(config.bank, self.store, self.watch)
         if tallied and self.bank is not None:
-            self.bank.keep_tally(self._pages)
+            self.bank.keep_tally(self._bank_slot)
         self.table = PageTable(kept, self.frame.count)
         self.time_scale = 1.0
         self.read_frames: tuple[int, ...] = ()

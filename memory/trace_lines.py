@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import MemoryConfig
@@ -106,27 +107,27 @@ def chunk_line(done: FinishedChunk, session: RunSession, drift: Mapping[str, flo
 
 def told_reads(reads: BankReads) -> dict[str, Any]:
     """The largest amounts of a chunk, and what was left out."""
-    whole = np.rint(reads.whole * UNIT).astype(np.int64)
-    kept = np.sort(largest(whole, MOST_FRAMES))
-    cells = np.rint(reads.amounts * UNIT).astype(np.int64).reshape(-1, len(reads.frames))
-    chosen = largest(cells.ravel(), MOST_SELECTED)
+    whole, cells = (np.rint(amounts * UNIT).astype(np.int32) for amounts in (reads.whole, reads.amounts))
+    count = len(reads.frames)
+    kept, chosen = largest(whole, MOST_FRAMES), largest(cells.ravel(), MOST_SELECTED)
     rows: dict[int, list[int]] = {}
-    for at in np.sort(chosen).tolist():
-        cell, frame = divmod(at, len(reads.frames))
-        rows.setdefault(frame, [reads.frames[frame]]).extend((cell, int(cells[cell, frame])))
+    for at, amount in zip(chosen.tolist(), cells.ravel()[chosen].tolist(), strict=True):
+        rows.setdefault(at % count, [reads.frames[at % count]]).extend((at // count, amount))
     left_out = reads.amounts.sum() * UNIT - cells.ravel()[chosen].sum()
     return {
-        "bank": [[reads.frames[at], int(whole[at])] for at in kept.tolist()],
-        "bank_rest": max(0, round(reads.whole.sum() * UNIT - int(whole[kept].sum()))),
-        "selected": [rows[frame] for frame in sorted(rows)],
-        "selected_rest": max(0, round(left_out / len(cells))),
+        "bank": [[reads.frames[at], amount] for at, amount in zip(kept.tolist(), whole[kept].tolist(), strict=True)],
+        "bank_rest": max(0, round(reads.whole.sum() * UNIT - whole[kept].sum())),
+        "selected": [rows[at] for at in sorted(rows)],
+        "selected_rest": max(0, round(left_out * count / reads.amounts.size)),
     }
 
 
-def largest(amounts: np.ndarray[Any, np.dtype[np.int64]], most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Where the largest amounts above 0 are, at most so many; of equal ones the earlier."""
+def largest(amounts: NDArray[np.int32], most: int) -> NDArray[np.int64]:
+    """Where the largest amounts above 0 are, in their order, at most so many."""
     found = np.flatnonzero(amounts)
-    return found[np.argsort(-amounts[found], kind="stable")[:most]]
+    if len(found) > most:
+        found = found[np.sort(np.argpartition(-amounts[found], most)[:most])]
+    return found
 
 
 def stretches(numbers: Iterable[int]) -> list[list[int]]:
