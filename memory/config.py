@@ -118,8 +118,10 @@ class MemoryConfig:
             )
 
     def described(self) -> dict[str, Any]:
-        """The settings as plain JSON."""
+        """The settings as plain JSON, without pins and vetoes: what they change is frames, and a film tells those itself."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=lambda choice: choice.value))
+        if plain["prompt_bank"] is not None:
+            del plain["prompt_bank"]["pins"], plain["prompt_bank"]["vetoes"]
         return plain
 
     @property
@@ -132,19 +134,19 @@ class MemoryConfig:
         """Whether frames that nobody reads now stay, to be read again."""
         return self.bank is not None or self.prompt_bank is not None
 
-    def kept_frames(self, chunk_frames: int, film_frames: int) -> int:
+    def kept_frames(self, chunk_frames: int, film_frames: int, pinned_frames: int = 0) -> int:
         """Frames that are remembered at most in a film of this length, the chunk being written included."""
-        read = self.history_frames(chunk_frames, film_frames)
+        read = self.history_frames(chunk_frames, film_frames, pinned_frames)
         if self.prompt_bank is not None or (self.bank is not None and self.bank.look_back is None):
             return film_frames
         if self.bank is not None and self.bank.look_back is not None:
-            read = max(read, self.sink_frames + self.bank.look_back)
+            read = max(read, self.sink_frames + self.bank.look_back + pinned_frames)
         return min(read + chunk_frames, film_frames)
 
-    def history_frames(self, chunk_frames: int, film_frames: int) -> int:
-        """Older frames that all read, sink, window and prompt bank together, at most, in a film of this length."""
+    def history_frames(self, chunk_frames: int, film_frames: int, pinned_frames: int = 0) -> int:
+        """Older frames that all read, sink, window, prompt bank and pins together, at most, in a film of this length."""
         older = max(film_frames - chunk_frames, 0)
         if self.window_frames is None:
             return older
         brought_back = 0 if self.prompt_bank is None else self.prompt_bank.frames
-        return min(self.sink_frames + self.window_frames - chunk_frames + brought_back, older)
+        return min(self.sink_frames + self.window_frames - chunk_frames + brought_back + pinned_frames, older)

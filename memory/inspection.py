@@ -122,7 +122,7 @@ def _size(group: Sequence[int]) -> int:
 
 
 def _reads(header: Mapping[str, Any], event: Mapping[str, Any]) -> list[list[Any]]:
-    brought = {frame: (why, score) for frame, why, score in event.get("why", [])}
+    brought = {frame: (why, score) for frame, why, score in event.get("brought", [])}
     sink = header.get("sink_frames", 0)
     reads: list[list[Any]] = []
     for frame in event["read_frames"]:

@@ -24,11 +24,12 @@ from .frame_pages import cut_frame
 from .page_store import PageStore
 from .page_table import PageTable
 from .positions import assign_times
-from .prompt_bank import PromptBankConfig, Wish, choose_bank
+from .prompt_bank import Brought, Wish
 from .read_tally import BankReads
 from .select import EVERYTHING, Choice, select_frames
 from .stopwatch import Stopwatch
 from .transitions import Reach
+from .wishes import grant
 from .working_set import Copy, Placement, assign_places
 
 NO_WISH = Wish()
@@ -44,19 +45,22 @@ class KVMemory:
         streams: int,
         chunk_frames: int,
         film_frames: int,
+        pinned: frozenset[int] = frozenset(),
         *,
         tallied: bool = False,
     ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
 
-        With `tallied` it is counted what each chunk reads of the bank; that changes no bit of the film.
-        Raises ValueError when a chunk does not fit into the window.
+        There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. With `tallied`
+        it is counted what each chunk reads of the bank, which changes no bit of the film. Raises ValueError when a chunk
+        does not fit into the window.
         """
         config.check_chunk(chunk_frames)
         self.spec, self.config, self.streams, self.chunk_frames = spec, config, streams, chunk_frames
-        self.read_capacity = config.history_frames(chunk_frames, film_frames)
+        self.pinned = pinned
+        self.read_capacity = config.history_frames(chunk_frames, film_frames, len(pinned))
         self.frame = cut_frame(spec.rows, spec.columns, config.page_shape)
-        kept = config.kept_frames(chunk_frames, film_frames)
+        kept = config.kept_frames(chunk_frames, film_frames, len(pinned))
         eight_bit = config.bank is not None and config.bank.eight_bit
         self.store = PageStore(spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit)
         self.watch = Stopwatch(spec.device)
@@ -66,7 +70,7 @@ class KVMemory:
         self.table = PageTable(kept, self.frame.count)
         self.time_scale = 1.0
         self.read_frames: tuple[int, ...] = ()
-        self.brought_frames: tuple[int, ...] = ()
+        self.brought: dict[int, Brought] = {}
         self.vetoed_frames: tuple[int, ...] = ()
         self.current_rotation: Tensor | None = None
         self._places: list[Placement | None] = []
@@ -164,14 +168,13 @@ class KVMemory:
     def begin(self, frames: range, wish: Wish = NO_WISH, reach: Reach = EVERYTHING) -> None:
         """Choose what the chunk of these frames reads and bring it into the working set, turned to its time.
 
-        `wish` is what its prompt asks for; only a memory with a prompt bank listens. `reach` is what a cut has left.
+        `wish` is what is pinned and vetoed, and what its prompt asks for: to the scores only a memory with a prompt bank
+        listens. `reach` is what a cut has left.
         """
         choice = select_frames(self.table.frames, frames.start, self.chunk_frames, self.config, reach)
         self.vetoed_frames = tuple(sorted(frame for frame in wish.vetoed if frame < frames.start))
-        if self.config.prompt_bank is not None:
-            open_frames = {*range(reach.bank_from, frames.start), *wish.pinned}
-            older = [frame for frame in self.table.frames if frame < frames.start and frame in open_frames]
-            choice = self._grant(wish, choice, older, self.config.prompt_bank)
+        older = [frame for frame in self.table.frames if frame < frames.start]
+        choice, self.brought = grant(wish, choice, older, reach, self.config.prompt_bank, self._likeness)
         self.read_frames = choice.read
         seen = sorted({*choice.read, *choice.bank})
         times = assign_times(self.config.positions, seen, frames, self.config.trained_frames)
@@ -254,7 +257,7 @@ class KVMemory:
         self._next_frame = self.table.reserved[-1] + 1
         self.table.publish()
         if self.config.prompt_bank is None:
-            self.forget(set(self.table.frames).difference(*self.coming))
+            self.forget(set(self.table.frames).difference(self.pinned, *self.coming))
 
     @property
     def coming(self) -> Choice:
@@ -271,17 +274,8 @@ class KVMemory:
         for frame in frames:
             del self._versions[frame]
 
-    def _grant(self, wish: Wish, choice: Choice, older: Sequence[int], config: PromptBankConfig) -> Choice:
-        """The choice with the frames that are wished for, and without those that are vetoed."""
-        waiting = [frame for frame in older if frame not in choice.read]
-        first_slot = self.table.first_slot
-        brought = choose_bank(
-            waiting, wish, config, lambda pool: self.store.likeness([*map(first_slot, pool)]).tolist()
-        )
-        read = (*(frame for frame in choice.read if frame not in wish.vetoed), *brought)
-        self.brought_frames = brought
-        offered = tuple(frame for frame in choice.bank if frame not in wish.vetoed and frame not in brought)
-        return Choice(tuple(sorted(read)), offered)
+    def _likeness(self, frames: Sequence[int]) -> list[list[float]]:
+        return self.store.likeness([self.table.first_slot(frame) for frame in frames]).tolist()
 
     @property
     def _dense_rows(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .chunks import Chunk, Plan
+from .prompt_bank import Brought
 from .read_tally import BankReads
 from .session import RunSession
 
@@ -16,8 +17,8 @@ from .session import RunSession
 class FinishedChunk:
     """A chunk whose frames are clean `[B, C, T, H, W]` and remembered.
 
-    `read_frames` were read by every query, `brought_frames` of them because the prompt asked for them; with what each
-    chose from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted. `milliseconds` by
+    `read_frames` were read by every query, those that are `brought` because of a pin or a prompt; with what each chose
+    from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted. `milliseconds` by
     part (`Stopwatch`): denoise and commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where
     memory lies to where it is read; `remembered` frames were readable behind the chunk.
     """
@@ -26,7 +27,7 @@ class FinishedChunk:
     latents: Tensor
     replayed: bool
     read_frames: tuple[int, ...]
-    brought_frames: tuple[int, ...]
+    brought: Mapping[int, Brought]
     frames_worth: float
     recached_frames: tuple[int, ...]
     milliseconds: Mapping[str, float]
@@ -39,6 +40,11 @@ class FinishedChunk:
     def seconds(self) -> float:
         """How long the chunk took."""
         return sum(self.milliseconds.values()) / 1000
+
+    @property
+    def brought_frames(self) -> tuple[int, ...]:
+        """Frames that are `brought`, oldest first."""
+        return tuple(sorted(self.brought))
 
 
 class Rollout:
@@ -75,7 +81,7 @@ class Rollout:
             memory, watch = self._session.memory, self._session.memory.watch
             with watch.timed("denoise"):
                 self._session.begin(chunk.frames, chunk.shot)
-                read_frames, brought, frames_worth = memory.read_frames, memory.brought_frames, memory.frames_worth
+                read_frames, brought, frames_worth = memory.read_frames, memory.brought, memory.frames_worth
                 saved = self._load(chunk.index)
                 latents = self._denoise(chunk) if saved is None else saved
             with watch.timed("commit"):

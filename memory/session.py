@@ -68,7 +68,7 @@ class RunSession:
     ) -> None:
         """`text_tokens` is the length of the longest prompt whose keys and values are kept for a shot; 0 keeps none.
 
-        `folder` takes the pages that lie beside the card; without one they are in RAM. `story` is what prompts ask for,
+        `folder` takes the pages that lie beside the card; without one they are in RAM. `story` is what shots ask for,
         `reaches` how far back each shot may look; a shot without one looks back as far as memory goes.
         """
         self.memory, self.folder, self.story, self.reaches = memory, folder, story, reaches

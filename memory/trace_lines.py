@@ -1,7 +1,7 @@
 """The lines of a trace: what is told of a film and of a chunk, in few bytes.
 
 Of a chunk: `chunk`, `shot`, `frames` [first, end); `read_frames` that every query read whole, of them `brought_frames` with
-their reasons `why` [frame, why, score]; `frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
+their reasons `brought` [frame, why, score]; `frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
 
 Of the bank, in ten thousandths of a frame's keys: `bank` [frame, amount], the mean over everything; `selected` [frame, cell,
 amount, cell, amount, ...] where a cell is layer group x head groups + head group. The largest amounts are told, what was left
@@ -88,6 +88,7 @@ def chunk_line(done: FinishedChunk, session: RunSession, drift: Mapping[str, flo
         "frames": [done.chunk.frames.start, done.chunk.frames.stop],
         "read_frames": list(done.read_frames),
         "brought_frames": list(done.brought_frames),
+        "brought": [[frame, why, _rounded(score)] for frame, (why, score) in sorted(done.brought.items())],
         "frames_worth": round(done.frames_worth, 3),
         "recached_frames": list(done.recached_frames),
         "remembered": done.remembered,
@@ -153,3 +154,7 @@ def in_words(config: MemoryConfig) -> str:
     if config.prompt_bank is not None:
         parts.append(f"{config.prompt_bank.frames} frames brought back by the prompt")
     return ", ".join(parts)
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, DIGITS)

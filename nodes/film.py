@@ -20,7 +20,7 @@ from ..memory.config import MemoryConfig
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
 from .film_check import check_film
-from .host.attach import attach_memory, memory_config
+from .host.attach import attach_memory, film_marks, memory_config, plan_moments
 from .host.conditioning import blended
 from .host.film_sampler import FilmSampler, SeededNoise
 from .host.fingerprint import conditioning_fingerprint, described, model_fingerprint, tensor_fingerprint
@@ -146,6 +146,7 @@ class Film:
             finished=(lambda chunk, guider: None) if recorder is None else recorder.finished,
             cast=tuple(frozenset(shot.characters) for shot in self.storyboard.board.shots),
             fps=self.storyboard.fps,
+            marks=self.storyboard.marks,
             reaches=reaches(self.plan, self.storyboard.transitions),
             prompts={
                 (self.plan.chunks[blend.chunk].frames.start, blend.shot): len(self.storyboard.conditionings) + at
@@ -156,10 +157,12 @@ class Film:
 
     @property
     def moments(self) -> dict[str, str]:
-        """Pins and vetoes of the film, as they were written."""
-        config = memory_config(self.remembering)
-        bank = None if config is None else config.prompt_bank
-        return {"pins": "" if bank is None else bank.pins, "vetoes": "" if bank is None else bank.vetoes}
+        """Pins and vetoes of the film, the storyboard's and the prompt bank's, as they were written."""
+        marks = film_marks(self.remembering, self.film_sampler(None, None))
+        return {
+            "pins": ", ".join(mark.pins for mark in marks if mark.pins),
+            "vetoes": ", ".join(mark.vetoes for mark in marks if mark.vetoes),
+        }
 
     def _settings(self) -> dict[str, Any]:
         """Whatever changes the film, as JSON: equal settings may go on with each other's chunks."""
@@ -183,6 +186,7 @@ class Film:
             "size": [self.width, self.height],
             "start": None if self.start is None else tensor_fingerprint(self.start),
             "memory": config.described(),
+            **plan_moments(self.remembering, self.film_sampler(None, None)).described(self.plan),
         }
 
     def latents(self, project: Project, frames: range) -> Tensor:

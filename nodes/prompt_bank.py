@@ -8,8 +8,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..memory.config import MemoryConfig
-from ..memory.film_moments import EXAMPLE
 from ..memory.prompt_bank import PromptBankConfig
+from ..memory.storyboard import MOMENTS
 from .host.attach import attach_memory, memory_config
 
 DEFAULT = PromptBankConfig(anchors=True)
@@ -58,12 +58,13 @@ class PromptRetrievedMemoryBank(io.ComfyNode):
                 io.String.Input(
                     "pin",
                     default="",
-                    tooltip="Moments that are always read, as in '12.5s, 31s'. Each latent frame takes a place in the bank.",
+                    tooltip="Moments that are always read, as in '12.5s, 31s', beside the bank and what 'pin:' lines of the "
+                    "storyboard name. Each latent frame costs VRAM and time.",
                 ),
                 io.String.Input(
                     "veto",
                     default="",
-                    tooltip=f"Moments that no later shot reads, as in '{EXAMPLE}': a shot that went wrong, say.",
+                    tooltip=f"Moments that no later shot reads, as in '{MOMENTS}': a shot that went wrong, say.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, for the Chunked AR Sampler.")],

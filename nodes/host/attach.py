@@ -12,9 +12,10 @@ from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import WrappersMP
 
 from ...memory.config import MemoryConfig
+from ...memory.film_moments import Marks, Moments, find_moments
 from ...memory.kv_memory import KVMemory
 from ...memory.session import RunSession
-from ...memory.story import Story, find_moments, make_story
+from ...memory.story import Story, make_story
 from .adapter import HostAdapter, choose_adapter
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
@@ -92,23 +93,30 @@ def plan_memory(model: ModelPatcher, sampler: FilmSampler, streams: int) -> KVMe
     if config is None:
         raise ValueError("The Chunked AR Sampler needs a model with memory. Put Sparse KV Memory before it.")
     spec = adapter_for(model).kv_spec(model, *sampler.latent_size)
-    plan = sampler.plan
-    memory = KVMemory(spec, config, streams, plan.longest_chunk, plan.total_frames, tallied=sampler.tallied)
+    plan, pinned = sampler.plan, plan_moments(model, sampler).pinned
+    memory = KVMemory(spec, config, streams, plan.longest_chunk, plan.total_frames, pinned, tallied=sampler.tallied)
     rope_options = model.model_options["transformer_options"].get("rope_options") or {}
     memory.time_scale = float(rope_options.get("scale_t", 1.0))
     return memory
 
 
-def check_moments(model: ModelPatcher, sampler: FilmSampler) -> None:
-    """Raises ValueError for pins and vetoes that make no sense in this film."""
+def plan_moments(model: ModelPatcher, sampler: FilmSampler) -> Moments:
+    """Pinned and vetoed frames of this film, the storyboard's and the prompt bank's; ValueError where they make no sense."""
+    return find_moments(sampler.plan, sampler.fps, *film_marks(model, sampler))
+
+
+def film_marks(model: ModelPatcher, sampler: FilmSampler) -> tuple[Marks, ...]:
+    """Pins and vetoes as they were written in the storyboard and the prompt bank."""
     config = memory_config(model)
-    if config is not None and config.prompt_bank is not None:
-        find_moments(sampler.plan, sampler.fps, config.prompt_bank)
-
-
-def plan_story(guider: FilmGuider, sampler: FilmSampler) -> Story | None:
-    """What this film's prompts say about its frames, where its memory listens to them."""
-    config = memory_config(guider.model_patcher)
     if config is None or config.prompt_bank is None:
-        return None
-    return make_story(sampler.plan, guider.prompts, sampler.cast, sampler.fps, config.prompt_bank)
+        return (sampler.marks,)
+    bank = config.prompt_bank
+    return sampler.marks, Marks("of the Prompt-Retrieved Memory Bank", bank.pins, bank.vetoes)
+
+
+def plan_story(guider: FilmGuider, sampler: FilmSampler) -> Story:
+    """What this film's prompts say about its frames, where its memory listens to them, and what is pinned and vetoed."""
+    config = memory_config(guider.model_patcher)
+    bank = None if config is None else config.prompt_bank
+    moments = plan_moments(guider.model_patcher, sampler)
+    return make_story(sampler.plan, guider.prompts, sampler.cast, moments, bank)

@@ -12,10 +12,13 @@ from numerics import FORWARD_ERROR
 from torch import Tensor
 
 from longreel.memory.chunks import Plan, plan_chunks
-from longreel.memory.film_moments import read_moments
+from longreel.memory.film_moments import Marks, Moments, find_moments, read_moments
 from longreel.memory.prompt_affinity import prompt_affinity
-from longreel.memory.prompt_bank import PromptBankConfig, Wish, choose_bank
+from longreel.memory.prompt_bank import Brought, PromptBankConfig, Wish, choose_bank
+from longreel.memory.select import Choice
 from longreel.memory.story import Story, make_story
+from longreel.memory.transitions import Reach
+from longreel.memory.wishes import grant
 
 PLAN = plan_chunks((2, 3, 4), 3)
 FPS = 16.0
@@ -43,20 +46,37 @@ frame_sets = st.sets(st.integers(0, 400), max_size=200)
 @given(
     frame_sets,
     st.dictionaries(st.integers(0, 60), st.floats(0, 2), max_size=60),
-    st.sets(st.integers(0, 60), max_size=4),
+    st.sets(st.integers(0, 400), max_size=8),
     st.sets(st.integers(0, 60), max_size=10),
-    st.integers(4, 150),
-    st.floats(0, 1),
+    st.integers(0, 401),
+    st.none() | st.builds(PromptBankConfig, frames=st.integers(1, 150), variety=st.floats(0, 1)),
+    st.booleans(),
 )
 def test_no_frame_twice_pins_always_vetoes_never_and_never_too_many(
-    frames: set[int], scores: dict[int, float], pinned: set[int], vetoed: set[int], limit: int, variety: float
+    frames: set[int],
+    scores: dict[int, float],
+    pinned: set[int],
+    vetoed: set[int],
+    cut: int,
+    config: PromptBankConfig | None,
+    searched: bool,
 ) -> None:
+    """Whatever else the memory reads: with and without a prompt bank, with and without pages, behind a cut, too."""
     wish = Wish(scores, frozenset(pinned - vetoed), frozenset(vetoed))
-    chosen = choose_bank(sorted(frames), wish, PromptBankConfig(frames=limit, variety=variety), unlike)
-    assert list(chosen) == sorted(set(chosen))
-    assert set(chosen) <= frames - vetoed
-    assert frames & (pinned - vetoed) <= set(chosen)
-    assert len(chosen) == min(limit, len(frames - vetoed))
+    older = sorted(frames)
+    dense = tuple(older[-5:])
+    pages = tuple(older[:-5]) if searched else ()
+    (read, bank), brought = grant(wish, Choice(dense, pages), older, Reach(0, cut), config, unlike)
+    assert list(read) == sorted(set(read))
+    assert not set(read) & set(bank)
+    assert set(read) | set(bank) <= frames - vetoed
+    assert frames & (pinned - vetoed) <= set(read)
+    assert set(brought) == set(read) - set(dense)
+    limit = 0 if config is None else config.frames
+    of_prompt = [frame for frame in brought if brought[frame].why != "pin"]
+    open_frames = [frame for frame in older[:-5] if frame >= cut and frame not in vetoed | pinned]
+    assert len(of_prompt) == min(limit, len(open_frames))
+    assert all(frame >= cut for frame in of_prompt)
 
 
 @given(st.dictionaries(st.integers(0, 60), st.floats(0, 1), min_size=5, max_size=60))
@@ -80,7 +100,7 @@ def test_variety_keeps_a_bank_from_being_three_copies_of_one_frame() -> None:
 def test_a_frame_of_the_first_second_can_be_chosen_in_the_tenth_minute() -> None:
     plan = plan_chunks((1, *[10] * 79, 1), 3)
     prompts = [said("anna red beach"), *[said(f"town street {number}") for number in range(79)], said("anna town")]
-    story = make_story(plan, prompts, (), FPS, PromptBankConfig())
+    story = make_story(plan, prompts, (), Moments(), PromptBankConfig())
     chosen = choose_bank(range(plan.total_frames - 3), story.wish(80), PromptBankConfig(variety=0.0), unlike)
     assert plan.total_frames * 4 / FPS > 590
     assert chosen == (0, 1, 2)
@@ -124,7 +144,8 @@ def test_a_longer_film_knows_of_its_first_shots_what_the_shorter_one_knows() -> 
 
 
 def test_a_vetoed_shot_sees_itself_while_it_is_made() -> None:
-    story = make_story(PLAN, [said("a"), said("b"), said("c")], (), FPS, PromptBankConfig(vetoes="shot 2"))
+    moments = find_moments(PLAN, FPS, Marks("of the Storyboard", vetoes="shot 2"))
+    story = make_story(PLAN, [said("a"), said("b"), said("c")], (), moments, None)
     assert story.wish(1).vetoed == frozenset()
     assert story.wish(2).vetoed == frozenset(range(6, 15))
 
@@ -137,21 +158,23 @@ def test_prompts_that_are_all_the_same_are_equally_near() -> None:
 def test_the_first_chunk_of_a_new_prompt_is_scored_with_that_prompt() -> None:
     """MemFlow's released code has a query of zeros there."""
     prompts = [said("anna beach"), said("ben town"), said("anna road")]
-    story = make_story(plan_chunks((2, 2, 2), 3), prompts, (), FPS, PromptBankConfig())
+    story = make_story(plan_chunks((2, 2, 2), 3), prompts, (), Moments(), PromptBankConfig())
     scores = story.wish(2).scores
     assert min(scores[frame] for frame in range(6)) > max(scores[frame] for frame in range(6, 12))
     assert scores[3] == pytest.approx(float(prompt_affinity(prompts)[2, 0]))
 
 
 def test_frames_of_shots_that_mention_a_character_come_first() -> None:
-    story = Story([0, 0, 1, 1, 2], [[1.0, 0.9, 0.0]] * 3, ({"anna"}, {"ben"}, {"anna"}))  # type: ignore[arg-type]
-    chosen = choose_bank(range(4), story.wish(2), PromptBankConfig(frames=2, variety=0.0), unlike)
-    assert chosen == (0, 1)
+    story = Story([0, 0, 1, 1, 2], [[0.5, 0.9, 0.0]] * 3, ({"anna"}, {"ben"}, {"anna"}))  # type: ignore[arg-type]
+    config = PromptBankConfig(frames=3, variety=0.0)
+    (read, _), brought = grant(story.wish(2), Choice((), ()), range(4), Reach(), config, unlike)
+    assert read == (0, 1, 3)
+    assert brought == {0: Brought("anchor", 0.5), 1: Brought("anchor", 0.5), 3: Brought("prompt", 0.9)}
 
 
 def test_a_long_shot_does_not_crowd_out_whom_it_brought_back() -> None:
     prompts = [said("anna beach"), said("ben town"), said("anna beach")]
-    story = make_story(plan_chunks((1, 1, 9), 3), prompts, (), FPS, PromptBankConfig(variety=0.0))
+    story = make_story(plan_chunks((1, 1, 9), 3), prompts, (), Moments(), PromptBankConfig(variety=0.0))
     chosen = choose_bank(range(30), story.wish(2), PromptBankConfig(frames=4, variety=0.0), unlike)
     assert chosen == (0, 1, 2, 29)
 
@@ -175,17 +198,26 @@ def test_moments_are_frames_of_the_film(text: str, frames: tuple[int, ...]) -> N
 @pytest.mark.parametrize(
     ("pins", "vetoes", "message"),
     [
-        ("60s", "", r"'pin'.*'60s' lies behind the film, which is 6\.6 s long"),
-        ("", "shot 9", "'veto'.*one of the film's 3 shots"),
+        ("60s", "", r"'pin' of the Storyboard: '60s' lies behind the film, which is 6\.6 s long"),
+        ("", "shot 9", "'veto' of the Storyboard: .*one of the film's 3 shots"),
         ("soon", "", "'soon' needs to be a time, two times or a shot"),
-        ("4s-2s", "", "ends before it begins"),
-        ("shot 3", "", "pins need 12 latent frames, but the bank holds 3"),
+        ("4s-2s", "", "two times, the earlier one first"),
         ("1s", "shot 1", "pinned and vetoed, the first one is frame 4"),
     ],
 )
 def test_pins_that_make_no_sense_are_refused(pins: str, vetoes: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_story(PLAN, [said("a"), said("b"), said("c")], (), FPS, PromptBankConfig(pins=pins, vetoes=vetoes))
+        find_moments(PLAN, FPS, Marks("of the Storyboard", pins, vetoes))
+
+
+def test_pins_of_several_places_add_up_and_may_not_contradict_each_other() -> None:
+    board, bank = Marks("of the Storyboard", "0s, 1s", "3s"), Marks("of the bank", "1s; 2s", "shot 3")
+    moments = find_moments(PLAN, FPS, board, bank)
+    assert moments.pinned == {0, 4, 8}
+    assert moments.vetoed == {12, *range(15, 27)}
+    assert moments.described(PLAN)["vetoed"] == [12, *range(15, 24)]
+    with pytest.raises(ValueError, match="pinned and vetoed"):
+        find_moments(PLAN, FPS, board, Marks("of the bank", vetoes="0s-2s"))
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"frames": 0}, "at least 1 frame"), ({"variety": 2.0}, "0 to 1")])

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from film import film_on_disk, planned, prompt, render
+from film import Film, film_on_disk, planned, prompt, render
 
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import BankConfig, MemoryConfig
+from longreel.memory.film_moments import Marks
+from longreel.memory.presets import PRESETS
 from longreel.memory.prompt_bank import PromptBankConfig
 from longreel.nodes.host.attach import attach_memory, memory_config
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan
@@ -50,6 +52,21 @@ def test_what_is_brought_back_changes_the_film(model: ModelPatcher) -> None:
 def test_what_is_pinned_is_always_read_and_what_is_vetoed_never(model: ModelPatcher) -> None:
     bank = PromptBankConfig(frames=3, pins="0.5s", vetoes="shot 2, 0s")  # frame 2 is pinned
     film = render(model, PLAN, config=replace(WINDOW, prompt_bank=bank), prompts=PROMPTS)
+    assert film.chunks[-1].brought[2].why == "pin"
+    assert len(film.chunks[-1].brought) == 4
+    check_marks(film)
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_the_storyboards_pins_and_vetoes_hold_in_every_memory(model: ModelPatcher, preset: str) -> None:
+    config = PRESETS[preset]
+    if config.window_frames is not None:
+        config = replace(config, window_frames=3)
+    film = render(model, PLAN, config=config, prompts=PROMPTS, marks=Marks("", "0.5s", "shot 2, 0s"))
+    check_marks(film)
+
+
+def check_marks(film: Film) -> None:
     for chunk in film.chunks:
         older = range(chunk.chunk.frames.start)
         assert (2 in chunk.read_frames) == (2 in older)
@@ -107,7 +124,7 @@ def test_memory_that_reads_everything_needs_no_prompt_bank(model: ModelPatcher) 
 
 @pytest.mark.parametrize(
     ("pin", "said"),
-    [("90s", "lies behind the film"), ("shot 7", "one of the film's 2 shots"), ("shot 1", "pins need 6 latent frames")],
+    [("90s", "lies behind the film"), ("shot 7", "one of the film's 2 shots")],
 )
 def test_pins_that_make_no_sense_are_told_before_anything_is_loaded(model: ModelPatcher, pin: str, said: str) -> None:
     (remembering,) = PromptRetrievedMemoryBank.execute(model, 3, 0.2, True, pin, "").args
@@ -129,3 +146,24 @@ def test_anchors_bring_back_the_shots_that_mention_the_character(model: ModelPat
         .brought_frames
     )
     assert set(brought) <= set(range(6))
+
+
+@pytest.mark.parametrize("config", [WINDOW, LISTENING], ids=["window + sink", "prompt bank"])
+def test_what_is_pinned_is_planned_for_and_never_forgotten(model: ModelPatcher, config: MemoryConfig) -> None:
+    pins = Marks("", "0.75s-1.25s")  # frames 3 to 5
+    film = render(model, PLAN, config=config, prompts=PROMPTS, marks=pins)
+    plain = render(model, PLAN, config=config, prompts=PROMPTS)
+    assert set(film.chunks[-1].read_frames) == {3, 4, 5} | set(plain.chunks[-1].read_frames)
+    frame = film.peak_bytes - plain.peak_bytes
+    assert frame > 0
+
+
+def test_pins_and_vetoes_are_another_setting_only_as_far_as_they_change_the_film(model: ModelPatcher) -> None:
+    text = "[1.5s] a beach\n[1.5s] a town"
+    (bank,) = PromptRetrievedMemoryBank.execute(attach_memory(model, WINDOW), 3, 0.0, True, "0.5s", "").args
+    pinned = film_on_disk(bank, planned(text))
+    same = [film_on_disk(bank, planned(f"pin: {pin}\n{text}")) for pin in ("0.5s", "0.48s", "0.5s, 2.75s")]
+    others = [film_on_disk(bank, planned(f"{line}\n{text}")) for line in ("pin: 1s", "veto: 1s")]
+    assert all(film._settings() == pinned._settings() for film in same)
+    assert all(film._settings() != pinned._settings() for film in others)
+    assert others[0]._settings() != others[1]._settings()
