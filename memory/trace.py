@@ -73,7 +73,7 @@ def read_trace(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         event = _parsed(line)
         if _DECODED in event and event[_DECODED] in chunks:
             chunks[event[_DECODED]].setdefault("milliseconds", {}).update(event["milliseconds"])
-        elif _OF_CHUNK <= event.keys():
+        elif event.keys() >= _OF_CHUNK:
             chunks[event["chunk"]] = event
         elif _DECODED not in event:
             raise TraceError(
