@@ -103,8 +103,8 @@ def busy(frames: int, seed: int) -> BankReads:
 
 
 def test_the_trace_of_ten_minutes_of_wan_is_below_20_mb(tmp_path: Path) -> None:
-    """800 chunks of 30 layers and 12 heads, each reading something of every older frame; ten chunks share what they read."""
-    shared = [told_reads(busy(3 * chunk + 30, chunk)) for chunk in range(0, TEN_MINUTES, 10)]
+    """800 chunks of 30 layers and 12 heads, each reading something of every older frame; forty chunks share what they read."""
+    shared = [told_reads(busy(3 * chunk + 120, chunk)) for chunk in range(0, TEN_MINUTES, 40)]
     trace = written(tmp_path)
     spent = dict.fromkeys(("denoise", "commit", "select", "copy"), 1234.567)
     for chunk in range(TEN_MINUTES):
@@ -123,7 +123,7 @@ def test_the_trace_of_ten_minutes_of_wan_is_below_20_mb(tmp_path: Path) -> None:
                 "bytes": {"card": 6_574_829_568, "ram": 2 * 10**11, "file": 0, "moved": 3 * 10**9},
                 "drift": {"mean": 0.12345, "std": 1.12345, "change": 0.01234, "since_start": 0.12345},
                 "finished": 1795881370.015,
-                **shared[chunk // 10],
+                **shared[chunk // 40],
             }
         )
         trace.decoded(chunk, {"decode": 1234.567})
