@@ -55,7 +55,7 @@ class PictureView:
             groups = len(inspection[f"{name}s"])
             if chosen is not None and not 0 <= chosen < groups:
                 raise ValueError(
-                    f"'{name}' needs to be 0 (all) or one of the {groups} groups of this film, got {chosen + 1}."
+                    f"'{name}' needs to be 0 (all) or a group of this film, which has {groups}, got {chosen + 1}."
                 )
 
 

@@ -185,7 +185,7 @@ def test_curves_are_the_numbers_of_the_chunks() -> None:
 
 def test_a_group_that_is_not_there_and_a_tiny_picture_are_refused() -> None:
     inspection = inspect_film(HEADER, EVENTS)
-    with pytest.raises(ValueError, match="one of the 2 groups of this film, got 3"):
+    with pytest.raises(ValueError, match="a group of this film, which has 2, got 3"):
         draw_inspection(inspection, {}, PictureView(layer_group=2))
     with pytest.raises(ValueError, match="at least 480x480 pixels, got 640x100"):
         PictureView(640, 100)

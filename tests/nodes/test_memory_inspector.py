@@ -106,7 +106,7 @@ def test_the_node_gives_image_json_and_what_the_browser_draws(made: FilmResult) 
     assert {read[1] for chunk in sent["chunks"] for read in chunk["reads"]} == {1, PAGES}
     other, _, _ = show(made.trace, layer_group=2)
     assert not np.array_equal(image, other)
-    with pytest.raises(ValueError, match="one of the 2 groups"):
+    with pytest.raises(ValueError, match="a group of this film, which has 2"):
         show(made.trace, layer_group=3)
 
 
