@@ -81,13 +81,13 @@ class PageStore:
         rounding = Rounding(self._k_scale[at], self._v_scale[at], self._k_mean[at]) if self.eight_bit else None
         return Pages(self._k[at], self._v[at], lengths, rounding)
 
-    def likeness(self, first_slots: Sequence[int]) -> Tensor:
-        """Cosine `[F, F]`, 0 to 1, of frames by their mean keys in the middle layer, what all of them share left out."""
-        runs = torch.tensor(first_slots, device=self.device) // self.frame.count
-        means = self._frame_means[0, self.spec.layers // 2][:, runs].float()  # [H, F, D]
+    def likeness(self, first_slots: Sequence[int], others: Sequence[int]) -> Tensor:
+        """Cosine `[F, others]`, 0 to 1, of frames by their mean keys in the middle layer, what all of them share left out."""
+        runs = torch.tensor([*first_slots, *others], device=self.device) // self.frame.count
+        means = self._frame_means[0, self.spec.layers // 2][:, runs].float()  # [H, F + others, D]
         apart = (means - means.mean(dim=1, keepdim=True)).transpose(0, 1).flatten(1)
         unit = torch.nn.functional.normalize(apart)
-        return (unit @ unit.T).clamp(0, 1)
+        return (unit[: len(first_slots)] @ unit[len(first_slots) :].T).clamp(0, 1)
 
     def page_means(self, layer: int, stream: int) -> Tensor:
         """Mean key of every slot `[H, N, D]`."""
