@@ -1,7 +1,8 @@
 """The lines of a trace: what is told of a film and of a chunk, in few bytes.
 
 Of a chunk: `chunk`, `shot`, `frames` [first, end); `read_frames` that every query read whole, of them `brought_frames` with
-their reasons `brought` [frame, why, score]; `frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
+their reasons `brought` [frame, why, score], and `layer_shares` [frame, share] where only some layers read one;
+`frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
 
 Of the bank, in ten thousandths of a frame's keys: `bank` [frame, amount], the mean over everything; `selected` [frame, cell,
 amount, cell, amount, ...] where a cell is layer group x head groups + head group. The largest amounts are told, what was left
@@ -98,7 +99,9 @@ def chunk_line(done: FinishedChunk, session: RunSession, drift: Mapping[str, flo
         "finished": round(time.time(), 3),
     }
     if session.tier != "card":
-        line["bytes"][session.tier] = done.remembered * session.memory.bytes_per_frame
+        line["bytes"][session.tier] = done.remembered * session.memory.store.frame_bytes
+    if shares := {frame: share for frame, share in done.layer_shares.items() if share < 1}:
+        line["layer_shares"] = [[frame, round(share, DIGITS)] for frame, share in shares.items()]
     if done.vetoed_frames:
         line["vetoed"] = stretches(done.vetoed_frames)
     if done.bank_reads is not None:

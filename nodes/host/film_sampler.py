@@ -143,7 +143,7 @@ class ChunkSteps:
     def _enter(self, shot: int) -> None:
         if shot != self._guider.shot:
             self._session.forget_text()
-        self._guider.shot = shot
+        self._guider.shot = self._session.prompt = shot
 
     def _draw(self, chunk: Chunk, step: int) -> Tensor:
         shape = (*self._template.shape[:2], len(chunk.frames), *self._template.shape[3:])
