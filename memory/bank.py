@@ -71,9 +71,9 @@ class Bank:
         means = self.store.streams * spec.layers * spec.heads * self.capacity * spec.head_dim * spec.dtype.itemsize
         return means + (0 if self.tally is None else self.tally.bytes)
 
-    def keep_tally(self, pages: int) -> None:
-        """Count what is chosen; `pages` are those of a layer's working set."""
-        self.tally = ReadTally(self._spec, self.store.streams, pages, STEPS_WITH_A_NEW_SHORTLIST)
+    def keep_tally(self, first_slot: int) -> None:
+        """Count what is chosen; shortlists begin at `first_slot` of the working set."""
+        self.tally = ReadTally(self._spec, self.store.streams, first_slot, self.capacity, STEPS_WITH_A_NEW_SHORTLIST)
 
     def allocate(self) -> None:
         """Take the memory."""
@@ -154,7 +154,7 @@ class Bank:
         lengths = source.lengths.gather(1, slots.long())
         self.moved_pages += slots.numel()
         if self.tally is not None:
-            self.tally.bring(layer, stream, turns, lengths, first_slot)
+            self.tally.bring(layer, stream, turns, lengths)
         working.lengths[:, first_slot : first_slot + length] = lengths.to(device)
         self._means[stream, layer, :, :length] = _of_heads(store.page_means(layer, stream), slots.long()).to(device)
 

@@ -98,6 +98,11 @@ class MemoryConfig:
                 "A memory that reads everything needs no bank. Take another preset than 'full' of Sparse KV Memory, or "
                 "remove the Prompt-Retrieved Memory Bank."
             )
+        if self.bank is not None and self.prompt_bank is not None and self.prompt_bank.parts:
+            raise ValueError(
+                "This Sparse KV Memory chooses parts of the whole film already, those of the bank among them. Set 'parts' of "
+                "the Prompt-Retrieved Memory Bank to 0, or take the preset 'window + sink' of Sparse KV Memory."
+            )
         if self.sink_frames < 0:
             raise ValueError(f"The sink needs 0 or more frames, got {self.sink_frames}.")
         if self.trained_frames < 1:
@@ -124,6 +129,13 @@ class MemoryConfig:
             del plain["prompt_bank"]["pins"], plain["prompt_bank"]["vetoes"]
         return plain
 
+    def paged(self, pages_per_frame: int) -> BankConfig | None:
+        """How pages are read: of the bank, or of a prompt bank that is read in parts, all of which are listed."""
+        if self.prompt_bank is None or not self.prompt_bank.parts:
+            return self.bank
+        listed = self.prompt_bank.frames * pages_per_frame
+        return BankConfig(self.prompt_bank.parts, shortlist=listed, index_frames=None)
+
     @property
     def page_shape(self) -> PageShape:
         """How frames are cut into pages."""
@@ -148,5 +160,5 @@ class MemoryConfig:
         older = max(film_frames - chunk_frames, 0)
         if self.window_frames is None:
             return older
-        brought_back = 0 if self.prompt_bank is None else self.prompt_bank.frames
+        brought_back = 0 if self.prompt_bank is None or self.prompt_bank.parts else self.prompt_bank.frames
         return min(self.sink_frames + self.window_frames - chunk_frames + brought_back + pinned_frames, older)

@@ -11,7 +11,8 @@
      "thumbnails": [{"chunk": 0, "src": "..."}], "pins": "12.5s", "vetoes": ""}
 
 Frames are latent frames [first, end). `kind` is one of WINDOW, SINK, BANK (whole frames that were brought back) and PAGES
-(chosen page by page); `amount` the share of the frame's keys that the chunk read, 1 for whole frames. `milliseconds`,
+(chosen page by page); `amount` the share of the frame's keys that the chunk read, 1 for whole frames that every
+layer read. `milliseconds`,
 `bytes` and `drift` are those of the trace (`trace_lines.py`); what a trace of version 1 does not know is left out.
 Prompts and names are data and may hold markup. Nothing here knows torch.
 """
@@ -123,17 +124,20 @@ def _size(group: Sequence[int]) -> int:
 
 def _reads(header: Mapping[str, Any], event: Mapping[str, Any]) -> list[list[Any]]:
     brought = {frame: (why, score) for frame, why, score in event.get("brought", [])}
+    shares = dict(event.get("layer_shares", []))
     sink = header.get("sink_frames", 0)
     reads: list[list[Any]] = []
     for frame in event["read_frames"]:
         if frame in brought or frame in event["brought_frames"]:
             why, score = brought.get(frame, ("prompt", None))
-            reads.append([frame, BANK, 1.0, score, why])
+            reads.append([frame, BANK, shares.get(frame, 1.0), score, why])
         elif frame < sink:
             reads.append([frame, SINK, 1.0, None, "sink"])
         else:
             reads.append([frame, WINDOW, 1.0, None, "window"])
-    reads += [[frame, PAGES, amount / UNIT, None, "pages"] for frame, amount in event.get("bank", [])]
+    for frame, amount in event.get("bank", []):
+        why, score = brought.get(frame, ("pages", None))
+        reads.append([frame, PAGES, amount / UNIT, score, why])
     return sorted(reads, key=lambda read: (read[0], read[1]))
 
 

@@ -8,6 +8,7 @@ where shortlists come from. At the end of the chunk the counts come over in one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -38,24 +39,30 @@ class BankReads:
 class ReadTally:
     """Counts the lists of one chunk: `begin`, `bring` and `count`, `stop` before the commit, then `sum_up`."""
 
-    def __init__(self, spec: KVSpec, streams: int, pages: int, shortlists: int) -> None:
-        """`pages` are those of a layer's working set, `shortlists` as many as a chunk may bring in one layer."""
-        self._spec, self._shape = spec, (shortlists, streams, spec.layers, spec.heads, pages)
+    def __init__(self, spec: KVSpec, streams: int, first_slot: int, pages: int, shortlists: int) -> None:
+        """A shortlist holds at most `pages`, from slot `first_slot` of the working set on; a chunk may bring `shortlists`
+        one after the other in each layer."""
+        self._spec, self._first_slot = spec, first_slot
+        self._shape = (shortlists, streams, spec.layers, spec.heads)
+        self._pages = pages
         self.release()
 
     def release(self) -> None:
         """Drop every tensor."""
         self._counts = torch.empty(0)
+        self._places = self._lengths = np.empty(0, dtype=np.int32)
         self._begin(())
 
     def allocate(self) -> None:
         """Take the memory."""
-        self._counts = torch.zeros(self._shape, dtype=torch.int32, device=self._spec.device)
+        self._counts = torch.zeros((*self._shape, self._slots), dtype=torch.int32, device=self._spec.device)
+        self._places = np.zeros((*self._shape, self._pages), dtype=np.int32)
+        self._lengths = np.zeros_like(self._places)
 
     @property
     def bytes(self) -> int:
         """Bytes on the card that `allocate` takes."""
-        return int(np.prod(self._shape)) * torch.int32.itemsize
+        return math.prod(self._shape) * self._slots * torch.int32.itemsize
 
     def begin(self, frames: Sequence[int]) -> None:
         """Count for a chunk that is offered these frames."""
@@ -67,45 +74,39 @@ class ReadTally:
         """Count no more until the next `begin`: a commit's choices draw no picture."""
         self._open = False
 
-    def bring(self, layer: int, stream: int, places: Tensor, lengths: Tensor, first_slot: int) -> None:
-        """A new shortlist: its pages `[H, M]`, from `first_slot` on, hold `lengths` tokens of the frame at `places`.
-
-        Both lie beside the card.
-        """
+    def bring(self, layer: int, stream: int, places: Tensor, lengths: Tensor) -> None:
+        """A new shortlist: its pages `[H, M]` hold `lengths` tokens of the frame at `places`. Both lie beside the card."""
         if self._open:
-            known = self._shortlists.setdefault((stream, layer), [])
-            known.append((first_slot, places.numpy().copy(), lengths.numpy().copy()))
+            at = self._brought[stream, layer] = self._brought.get((stream, layer), -1) + 1
+            self._places[at, stream, layer, :, : places.shape[1]] = places.numpy()
+            self._lengths[at, stream, layer, :, : places.shape[1]] = lengths.numpy()
 
     def count(self, layer: int, stream: int, lists: PageLists) -> None:
         """One call's lists."""
         if self._open:
-            at = len(self._shortlists[stream, layer]) - 1
-            count_listed(lists, self._counts[at, stream, layer])
-            self._lists[stream, layer] = self._lists.get((stream, layer), 0) + lists.slots.shape[1]
+            count_listed(lists, self._counts[self._brought[stream, layer], stream, layer])
+            self._lists[layer] = self._lists.get(layer, 0) + lists.slots.shape[1]
 
     def sum_up(self) -> BankReads | None:
         """What the chunk read, or None where nothing was counted. Waits for the card: for the end of a chunk."""
         if not self._lists:
             return None
         spec, frames = self._spec, len(self._frames)
-        counts = self._counts.cpu().numpy()
         layers, heads = layer_groups(spec.layers), head_groups(spec.heads)
-        group_of_layer, group_of_head = group_of_each(layers), np.array(group_of_each(heads))
-        keys = np.zeros((len(layers), len(heads), frames))
-        lists = np.zeros((len(layers), len(heads)))
-        heads_of = np.bincount(group_of_head)
-        for (stream, layer), shortlists in self._shortlists.items():
-            group = group_of_layer[layer]
-            lists[group] += heads_of * self._lists.get((stream, layer), 0)
-            for at, (first, places, lengths) in enumerate(shortlists):
-                listed = counts[at, stream, layer, :, first : first + places.shape[1]]
-                cells = group_of_head[:, None] * frames + places
-                read = np.bincount(cells.ravel(), weights=(listed * lengths).ravel(), minlength=len(heads) * frames)
-                keys[group] += read.reshape(len(heads), frames)
-        amounts = keys / np.maximum(lists, 1)[..., None] / spec.frame_tokens
-        return BankReads(self._frames, amounts, keys.sum(axis=(0, 1)) / lists.sum() / spec.frame_tokens)
+        of_layer, of_head = np.array(group_of_each(layers)), np.array(group_of_each(heads))
+        listed = self._counts[..., self._first_slot :].cpu().numpy()
+        cells = (of_layer[:, None] * len(heads) + of_head) * frames  # [layers, H]
+        bins, shape = cells[..., None] + self._places, (len(layers), len(heads), frames)
+        keys = np.bincount(bins.ravel(), (listed * self._lengths).ravel(), math.prod(shape)).reshape(shape)
+        calls = np.bincount(of_layer, [self._lists.get(layer, 0) for layer in range(spec.layers)])
+        most = calls[:, None] * np.bincount(of_head) * spec.frame_tokens  # keys of a frame, over all lists of a group
+        return BankReads(self._frames, keys / np.maximum(most, 1)[..., None], keys.sum(axis=(0, 1)) / most.sum())
+
+    @property
+    def _slots(self) -> int:
+        return self._first_slot + self._pages
 
     def _begin(self, frames: tuple[int, ...]) -> None:
         self._frames, self._open = frames, False
-        self._shortlists: dict[tuple[int, int], list[tuple[int, NDArray[np.int32], NDArray[np.int32]]]] = {}
-        self._lists: dict[tuple[int, int], int] = {}
+        self._brought: dict[tuple[int, int], int] = {}
+        self._lists: dict[int, int] = {}

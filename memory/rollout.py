@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,10 +17,11 @@ from .session import RunSession
 class FinishedChunk:
     """A chunk whose frames are clean `[B, C, T, H, W]` and remembered.
 
-    `read_frames` were read by every query, those that are `brought` because of a pin or a prompt; with what each
-    chose from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted. `milliseconds` by
+    `read_frames` were read by every query, those that are `brought` because of a pin or a prompt; with what each chose
+    from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted. `milliseconds` by
     part (`Stopwatch`): denoise and commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where
-    memory lies to where it is read; `remembered` frames were readable behind the chunk.
+    memory lies to where it is read; `remembered` frames were readable behind the chunk. `layer_shares` is which share of the
+    layers read each of the `read_frames`: all, unless a prompt bank chooses for each layer.
     """
 
     chunk: Chunk
@@ -31,6 +32,7 @@ class FinishedChunk:
     frames_worth: float
     recached_frames: tuple[int, ...]
     milliseconds: Mapping[str, float]
+    layer_shares: Mapping[int, float] = field(default_factory=dict)
     vetoed_frames: tuple[int, ...] = ()
     bank_reads: BankReads | None = None
     moved_bytes: int = 0
@@ -82,6 +84,7 @@ class Rollout:
             with watch.timed("denoise"):
                 self._session.begin(chunk.frames, chunk.shot)
                 read_frames, brought, frames_worth = memory.read_frames, memory.brought, memory.frames_worth
+                shares = memory.layer_shares
                 saved = self._load(chunk.index)
                 latents = self._denoise(chunk) if saved is None else saved
             with watch.timed("commit"):
@@ -95,6 +98,7 @@ class Rollout:
                 frames_worth,
                 recached,
                 milliseconds=watch.read(),
+                layer_shares=shares,
                 vetoed_frames=memory.vetoed_frames,
                 bank_reads=memory.bank_reads(),
                 moved_bytes=memory.moved_bytes,

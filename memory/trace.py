@@ -20,6 +20,8 @@ TRACE_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # version 1 had no groups, no tally, no bytes and no drift
 _VERSION_KEY = "longreel_trace"
 _DECODED = "decoded"
+_OF_FILM = {"fps", "plan", "prompts"}  # what every version tells
+_OF_CHUNK = {"chunk", "shot", "frames", "read_frames", "brought_frames"}
 
 
 class TraceError(ValueError):
@@ -64,24 +66,19 @@ def read_trace(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise TraceError(
             f"The trace {path} cannot be read ({error}). It needs to be a trace.jsonl of LongReel."
         ) from error
-    lines = [_parsed(path, number, line) for number, line in enumerate(text.split("\n")[:-1], start=1)]
-    header = lines[0] if lines else {}
-    version = header.get(_VERSION_KEY)
-    if version not in READABLE_VERSIONS or isinstance(version, bool):
-        newer = isinstance(version, int) and version > TRACE_VERSION
-        remedy = "Update LongReel." if newer else "Give the trace.jsonl of a film's folder."
-        known = " or ".join(map(str, READABLE_VERSIONS))
-        raise TraceError(f"{path} needs to be a LongReel trace of version {known}, got {header!r:.80}. {remedy}")
+    first, *rest = text.split("\n")[:-1] or [""]
+    header = _header(path, first)
     chunks: dict[int, dict[str, Any]] = {}
-    for number, event in enumerate(lines[1:], start=2):
-        if type(event.get(_DECODED, event.get("chunk"))) is not int:
-            raise TraceError(
-                f"Line {number} of {path} is damaged: it is of no chunk. Render the film again, or cut it off."
-            )
-        if _DECODED not in event:
-            chunks[event["chunk"]] = event
-        elif event[_DECODED] in chunks:
+    for number, line in enumerate(rest, start=2):
+        event = _parsed(line)
+        if _DECODED in event and event[_DECODED] in chunks:
             chunks[event[_DECODED]].setdefault("milliseconds", {}).update(event["milliseconds"])
+        elif event.keys() >= _OF_CHUNK:
+            chunks[event["chunk"]] = event
+        elif _DECODED not in event:
+            raise TraceError(
+                f"Line {number} of {path} is damaged: it is no line of a chunk. Render the film again, or delete the line."
+            )
     return header, list(chunks.values())
 
 
@@ -89,15 +86,23 @@ def _line(content: Mapping[str, Any]) -> str:
     return json.dumps(content, separators=(",", ":")) + "\n"
 
 
-def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+def _header(path: Path, line: str) -> dict[str, Any]:
+    header = _parsed(line)
+    version = header.get(_VERSION_KEY)
+    if version not in READABLE_VERSIONS or isinstance(version, bool):
+        newer = isinstance(version, int) and version > TRACE_VERSION
+        remedy = "Update LongReel." if newer else "Give the trace.jsonl of a film's folder."
+        known = " or ".join(map(str, READABLE_VERSIONS))
+        raise TraceError(f"{path} needs to be a LongReel trace of version {known}, got '{line:.60}'. {remedy}")
+    if missing := sorted(_OF_FILM - header.keys()):
+        raise TraceError(f"The first line of {path} is damaged: {missing[0]} is missing. Render the film again.")
+    return header
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """The object in a line; an empty one where there is none."""
     try:
         found = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TraceError(
-            f"Line {number} of {path} is damaged ({error.msg}). Render the film again, or cut the line off."
-        ) from error
-    if not isinstance(found, dict):
-        raise TraceError(
-            f"Line {number} of {path} needs to be a JSON object, got {line:.40}. This is no LongReel trace."
-        )
-    return found
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,7 +1,8 @@
 """The lines of a trace: what is told of a film and of a chunk, in few bytes.
 
 Of a chunk: `chunk`, `shot`, `frames` [first, end); `read_frames` that every query read whole, of them `brought_frames` with
-their reasons, `brought` [frame, why, score]; `frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
+their reasons `brought` [frame, why, score], and `layer_shares` [frame, share] where only some layers read one;
+`frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
 
 Of the bank, in ten thousandths of a frame's keys: `bank` [frame, amount], the mean over everything; `selected` [frame, cell,
 amount, cell, amount, ...] where a cell is layer group x head groups + head group. The largest amounts are told, what was left
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import MemoryConfig
@@ -87,7 +89,7 @@ def chunk_line(done: FinishedChunk, session: RunSession, drift: Mapping[str, flo
         "frames": [done.chunk.frames.start, done.chunk.frames.stop],
         "read_frames": list(done.read_frames),
         "brought_frames": list(done.brought_frames),
-        "brought": [[frame, *done.brought[frame]] for frame in done.brought_frames],
+        "brought": [[frame, why, _rounded(score)] for frame, (why, score) in sorted(done.brought.items())],
         "frames_worth": round(done.frames_worth, 3),
         "recached_frames": list(done.recached_frames),
         "remembered": done.remembered,
@@ -97,7 +99,9 @@ def chunk_line(done: FinishedChunk, session: RunSession, drift: Mapping[str, flo
         "finished": round(time.time(), 3),
     }
     if session.tier != "card":
-        line["bytes"][session.tier] = done.remembered * session.memory.bytes_per_frame
+        line["bytes"][session.tier] = done.remembered * session.memory.store.frame_bytes
+    if shares := {frame: share for frame, share in done.layer_shares.items() if share < 1}:
+        line["layer_shares"] = [[frame, round(share, DIGITS)] for frame, share in shares.items()]
     if done.vetoed_frames:
         line["vetoed"] = stretches(done.vetoed_frames)
     if done.bank_reads is not None:
@@ -107,27 +111,27 @@ def chunk_line(done: FinishedChunk, session: RunSession, drift: Mapping[str, flo
 
 def told_reads(reads: BankReads) -> dict[str, Any]:
     """The largest amounts of a chunk, and what was left out."""
-    whole = np.rint(reads.whole * UNIT).astype(np.int64)
-    kept = np.sort(largest(whole, MOST_FRAMES))
-    cells = np.rint(reads.amounts * UNIT).astype(np.int64).reshape(-1, len(reads.frames))
-    chosen = largest(cells.ravel(), MOST_SELECTED)
+    whole, cells = (np.rint(amounts * UNIT).astype(np.int32) for amounts in (reads.whole, reads.amounts))
+    count = len(reads.frames)
+    kept, chosen = largest(whole, MOST_FRAMES), largest(cells.ravel(), MOST_SELECTED)
     rows: dict[int, list[int]] = {}
-    for at in np.sort(chosen).tolist():
-        cell, frame = divmod(at, len(reads.frames))
-        rows.setdefault(frame, [reads.frames[frame]]).extend((cell, int(cells[cell, frame])))
+    for at, amount in zip(chosen.tolist(), cells.ravel()[chosen].tolist(), strict=True):
+        rows.setdefault(at % count, [reads.frames[at % count]]).extend((at // count, amount))
     left_out = reads.amounts.sum() * UNIT - cells.ravel()[chosen].sum()
     return {
-        "bank": [[reads.frames[at], int(whole[at])] for at in kept.tolist()],
-        "bank_rest": max(0, round(reads.whole.sum() * UNIT - int(whole[kept].sum()))),
-        "selected": [rows[frame] for frame in sorted(rows)],
-        "selected_rest": max(0, round(left_out / len(cells))),
+        "bank": [[reads.frames[at], amount] for at, amount in zip(kept.tolist(), whole[kept].tolist(), strict=True)],
+        "bank_rest": max(0, round(reads.whole.sum() * UNIT - whole[kept].sum())),
+        "selected": [rows[at] for at in sorted(rows)],
+        "selected_rest": max(0, round(left_out * count / reads.amounts.size)),
     }
 
 
-def largest(amounts: np.ndarray[Any, np.dtype[np.int64]], most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Where the largest amounts above 0 are, at most so many; of equal ones the earlier."""
+def largest(amounts: NDArray[np.int32], most: int) -> NDArray[np.int64]:
+    """Where the largest amounts above 0 are, in their order, at most so many."""
     found = np.flatnonzero(amounts)
-    return found[np.argsort(-amounts[found], kind="stable")[:most]]
+    if len(found) > most:
+        found = found[np.sort(np.argpartition(-amounts[found], most)[:most])]
+    return found
 
 
 def stretches(numbers: Iterable[int]) -> list[list[int]]:
@@ -153,3 +157,7 @@ def in_words(config: MemoryConfig) -> str:
     if config.prompt_bank is not None:
         parts.append(f"{config.prompt_bank.frames} frames brought back by the prompt")
     return ", ".join(parts)
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, DIGITS)

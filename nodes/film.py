@@ -20,7 +20,7 @@ from ..memory.config import MemoryConfig
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
 from .film_check import check_film
-from .host.attach import attach_memory, memory_config, plan_moments
+from .host.attach import attach_memory, film_marks, memory_config, plan_moments
 from .host.conditioning import blended
 from .host.film_sampler import FilmSampler, SeededNoise
 from .host.fingerprint import conditioning_fingerprint, described, model_fingerprint, tensor_fingerprint
@@ -157,11 +157,12 @@ class Film:
 
     @property
     def moments(self) -> dict[str, str]:
-        """Pins and vetoes of the film, as they were written in the storyboard and the prompt bank."""
-        config = memory_config(self.remembering)
-        bank = None if config is None else config.prompt_bank
-        written = [self.storyboard.board, *([] if bank is None else [bank])]
-        return {name: ", ".join(filter(None, (getattr(one, name) for one in written))) for name in ("pins", "vetoes")}
+        """Pins and vetoes of the film, the storyboard's and the prompt bank's, as they were written."""
+        marks = film_marks(self.remembering, self.film_sampler(None, None))
+        return {
+            "pins": ", ".join(mark.pins for mark in marks if mark.pins),
+            "vetoes": ", ".join(mark.vetoes for mark in marks if mark.vetoes),
+        }
 
     def _settings(self) -> dict[str, Any]:
         """Whatever changes the film, as JSON: equal settings may go on with each other's chunks."""

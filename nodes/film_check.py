@@ -88,7 +88,7 @@ def _check_start(film: Film) -> None:
 def _check_memory(film: Film) -> None:
     guider = film.guider()
     sampler = film.film_sampler(None, None)
-    memory = plan_memory(film.remembering, sampler, guider.streams)
+    memory = plan_memory(guider, sampler)
     pinned = len(plan_moments(film.remembering, sampler).pinned)
     pins = f"take some of the {pinned} pinned latent frames away, " if pinned else ""
     total = comfy.model_management.get_total_memory(film.model.load_device)

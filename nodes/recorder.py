@@ -52,9 +52,12 @@ class Recorder:
             self._project.save_chunk(done.chunk, latents, done.seconds)
         if self._decoder is None and not self._project.thumbnail_path(done.chunk.index).exists():
             self._preview(done.chunk.index, latents)
-        if self._decode(done.chunk, latents) and done.chunk is not self._film.plan.chunks[-1]:
+        decode_ms = self._decode(done.chunk, latents)
+        if decode_ms is not None and done.chunk is not self._film.plan.chunks[-1]:
             guider.reload()
         if line is not None:
+            if decode_ms is not None:
+                line["milliseconds"] = {**line.get("milliseconds", {}), "decode": decode_ms}
             self._show(self._project.folder, self._header, line)
         self._tell(self._state(done, guider, line))
 
@@ -71,11 +74,11 @@ class Recorder:
         join_segments(paths, self._project.film_path)
         return self._project.film_path
 
-    def _decode(self, chunk: Chunk, latents: Tensor) -> bool:
-        """Write the pictures of a chunk; False when there is nothing to decode with or they are on disk already."""
+    def _decode(self, chunk: Chunk, latents: Tensor) -> float | None:
+        """Write the pictures of a chunk; milliseconds, or None when there is nothing to decode with or they are on disk."""
         decoder = self._decoder
         if decoder is None or chunk.index < self._project.finished_segments:
-            return False
+            return None
         started = time.perf_counter()
         pieces = [] if self._caught_up else self._catch_up(decoder, chunk)
         self._caught_up = True
@@ -89,7 +92,7 @@ class Recorder:
         spent = round(1000 * (time.perf_counter() - started), 3)
         self._trace.decoded(chunk.index, {"decode": spent})
         self._project.record_segment(chunk.index, len(pictures))
-        return True
+        return spent
 
     def _catch_up(self, decoder: StreamingDecoder, chunk: Chunk) -> list[Tensor]:
         """Bring the decoder to where the chunk begins; the result are pictures that belong to the chunk."""

@@ -83,6 +83,7 @@ def render(
     attached: bool = False,
     size: tuple[int, int] = TINY_SIZE,
     cast: tuple[frozenset[str], ...] = (),
+    tallied: bool = False,
     marks: Marks = NO_MARKS,
 ) -> Film:
     """Render a plan with memory on a model, chunk by chunk, through the host's guider."""
@@ -108,6 +109,7 @@ def render(
         load=load,
         finished=finished,
         cast=cast,
+        tallied=tallied,
         marks=marks,
     )
     template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *size)

@@ -55,7 +55,7 @@ class PictureView:
             groups = len(inspection[f"{name}s"])
             if chosen is not None and not 0 <= chosen < groups:
                 raise ValueError(
-                    f"'{name}' needs to be 0 (all) or one of the {groups} groups of this film, got {chosen + 1}."
+                    f"'{name}' needs to be 0 (all) or a group of this film, which has {groups}, got {chosen + 1}."
                 )
 
 
@@ -101,8 +101,13 @@ def readings(inspection: Mapping[str, Any], view: PictureView) -> Cells:
     return cells
 
 
-def matrix_colours(cells: Cells, chunks: int, frames: int, width: int, height: int) -> NDArray[np.uint8]:
-    """The matrix `[height, width, 3]` at most a pixel a cell; where cells share one, the highest rank and amount shows."""
+def matrix_colours(
+    cells: Cells, chunks: int, frames: int, width: int, height: int, striped: bool = True
+) -> NDArray[np.uint8]:
+    """The matrix `[height, width, 3]`, at most a pixel a cell; where cells share one, the highest rank and amount shows.
+
+    `striped` darkens every second cell of the sink.
+    """
     pixels = np.full((height, width, 3), GROUND, dtype=np.uint8)
     shown: dict[tuple[int, int], tuple[int, float]] = {}
     for (chunk, frame), (kind, amount) in cells.items():
@@ -110,7 +115,7 @@ def matrix_colours(cells: Cells, chunks: int, frames: int, width: int, height: i
         rank = (RANK[kind], amount)
         if shown.get((x, y), (-1, 0.0)) < rank:
             shown[x, y] = rank
-            pixels[y, x] = reading_colour(kind, amount, (x + y) % 2 == 1)
+            pixels[y, x] = reading_colour(kind, amount, striped and (x + y) % 2 == 1)
     return pixels
 
 
@@ -209,7 +214,8 @@ class _Picture:
     def _matrix(self, cells: Cells) -> None:
         box = self.matrix
         size = min(self.chunks, box.width), min(self.frames, box.height)
-        colours = matrix_colours(cells, self.chunks, self.frames, *size)
+        cell = min(box.width / self.chunks, box.height / self.frames)
+        colours = matrix_colours(cells, self.chunks, self.frames, *size, striped=cell < SMALLEST_MARKED_CELL)
         scaled = Image.fromarray(colours).resize((box.width, box.height), Image.Resampling.NEAREST)
         self.image.paste(scaled, (box.left, box.top))
         self.draw.rectangle((box.left - 1, box.top - 1, box.right, box.bottom), outline=LINE)
@@ -219,7 +225,6 @@ class _Picture:
             self.draw.rectangle((left, box.top, box.right - 1, box.bottom - 1), fill=BAND)
             if box.right - left > 100:
                 self._write(((left + box.right) / 2, box.top + box.height / 2), "not made yet", anchor="mm")
-        cell = min(box.width / self.chunks, box.height / self.frames)
         if cell >= SMALLEST_MARKED_CELL:
             for (chunk, frame), (kind, amount) in cells.items():
                 x, y = (self.x(chunk) + self.x(chunk + 1)) / 2, (self.row(frame) + self.row(frame + 1)) / 2

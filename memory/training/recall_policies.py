@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from ..config import MemoryConfig
 from ..frame_pages import MIN_PAGES_PER_FRAME, FramePages, PageShape, cut_frame
 from ..positions import PositionPolicy
-from ..presets import DECMEM, LONGREEL, OMNIMEM, PRESETS
-from ..prompt_bank import PromptBankConfig
+from ..presets import DECMEM, LONGREEL, MEMFLOW, OMNIMEM, PRESETS, memflow
+from ..prompt_bank import PromptBankConfig, Scorer
 from .storyworld import HEIGHT, NAMES, WIDTH
 
 TRAINED_CHUNKS = 12
@@ -26,7 +26,11 @@ BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 """Pages that a group reads."""
 
 
-COMPARISONS = ("memories", "budgets", "ablations")
+PINS = "prompt bank, pins"
+"""The shot in which the returning character was seen is pinned, film by film."""
+RELEASED = f"{MEMFLOW}, as released"
+"""A bank that is filled as `released_memflow.py` says."""
+COMPARISONS = ("memories", "budgets", "ablations", "banks")
 """What `--compare` sets side by side."""
 
 
@@ -46,6 +50,8 @@ def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, M
         }
     if compare == "ablations":
         return {REFERENCE: full[REFERENCE], "LongReel": ours, **_ablations(ours)}
+    if compare == "banks":
+        return {REFERENCE: full[REFERENCE], "window + sink": sink, **_banks(sink, chunk_frames)}
     return {
         "window": replace(sink, sink_frames=0),
         "window + sink": sink,
@@ -78,6 +84,25 @@ def _ablations(ours: MemoryConfig) -> dict[str, MemoryConfig]:
     }
 
 
+def _banks(sink: MemoryConfig, chunk_frames: int) -> dict[str, MemoryConfig]:
+    """Banks of 3 chunks beside the same window and sink, without anchors and pins but where their names say so."""
+
+    def bank(**settings: Any) -> MemoryConfig:
+        return replace(sink, prompt_bank=PromptBankConfig(**{"frames": 3 * chunk_frames, **settings}))
+
+    by_model = (Scorer.KEY_KEY, Scorer.ATTENTION_MASS, Scorer.VISUAL_QUERY)
+    return {
+        "prompt bank": bank(),
+        **{scorer.value: bank(scorer=scorer) for scorer in by_model},
+        **{f"{scorer.value}, per layer": bank(scorer=scorer, per_layer=True) for scorer in by_model},
+        "prompt bank, a third read": bank(parts=float(chunk_frames)),
+        MEMFLOW: memflow(sink, chunk_frames=chunk_frames),
+        RELEASED: bank(variety=0.0),
+        "prompt bank, anchors": bank(anchors=True),
+        PINS: bank(pins="shot 1"),
+    }
+
+
 class Cell(NamedTuple):
     """Films of `chunks` chunks whose returning character was seen `distance` chunks before the last one."""
 
@@ -97,7 +122,10 @@ QUICK_CELLS = (Cell(12, 1), Cell(12, 11), Cell(24, 23))
 
 @dataclass(frozen=True, slots=True)
 class RecallBench:
-    """How much is measured: `films` a cell, and `drift_films` free-running films of `drift_chunks` chunks."""
+    """How much is measured: `films` a cell, and `drift_films` free-running films of `drift_chunks` chunks.
+
+    Where `policies` are named only these are measured; which of them there are says `compare`.
+    """
 
     films: int = 96
     cells: tuple[Cell, ...] = FULL_CELLS
@@ -107,6 +135,7 @@ class RecallBench:
     characters: int = 5
     seed: int = 0
     compare: str = "memories"
+    policies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.films < FEWEST_FILMS:
@@ -116,6 +145,12 @@ class RecallBench:
         if self.compare not in COMPARISONS:
             raise ValueError(
                 f"The recall bench compares {', '.join(COMPARISONS)}, got {self.compare}. Choose one of them."
+            )
+        known = recall_policies(self.chunk_frames, self.compare)
+        unknown = [name for name in self.policies if name not in known]
+        if unknown:
+            raise ValueError(
+                f"--compare {self.compare} has no policy '{unknown[0]}'. Choose among: {'; '.join(known)}."
             )
         refusal = Geometry(self.chunk_frames).refusal if self.compare == "ablations" else None
         if refusal is not None:

@@ -32,7 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare",
         metavar="WHAT",
         default="memories",
-        help="memories (default), budgets: how much LongReel reads, or ablations: LongReel with one thing changed",
+        help="memories (default), budgets: how much LongReel reads, ablations: LongReel with one thing changed, banks: what a "
+        "prompt brings back, or transitions: how fast a new prompt shows",
+    )
+    recall.add_argument(
+        "--policy", action="append", metavar="NAME", help="measure only this memory; may be given several times"
+    )
+    recall.add_argument(
+        "--drift-films", type=int, help="free-running films (default: 12; 1 with --quick), 0 measures no drift"
     )
     recall.add_argument(
         "--cell",

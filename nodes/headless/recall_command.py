@@ -81,7 +81,9 @@ def _recall_bench(args: argparse.Namespace) -> RecallBench:
     if args.cell:
         chosen["cells"] = tuple(_cell(text) for text in args.cell)
     films = bench.films if args.films is None else args.films
-    return dataclasses.replace(bench, films=films, drift_films=min(films, bench.drift_films), **chosen)
+    drift = bench.drift_films if args.drift_films is None else args.drift_films
+    policies = tuple(args.policy or ())
+    return dataclasses.replace(bench, films=films, drift_films=min(films, drift), policies=policies, **chosen)
 
 
 def _cell(text: str) -> Cell:
@@ -125,6 +127,8 @@ def _recall_header(
         if getattr(args, name) is not None:
             given.append(f"--{name} {getattr(args, name).name}")
     given += [f"--cell {text}" for text in args.cell or ()]
+    given += [f"--policy '{name}'" for name in bench.policies]
+    given += [f"--drift-films {args.drift_films}"] if args.drift_films is not None else []
     given += [f"--compare {bench.compare}"] if bench.compare != FULL.compare else []
     given += [f"--chunk-frames {bench.chunk_frames}", f"--characters {bench.characters}", f"--seed {bench.seed}"]
     return {

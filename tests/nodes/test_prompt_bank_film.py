@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from film import Film, film_on_disk, planned, prompt, render
+from film import FULL, Film, film_on_disk, planned, prompt, render
+from numerics import FORWARD_ERROR, ROLLOUT_ERROR
+from torch import Tensor
 
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.film_moments import Marks
-from longreel.memory.presets import PRESETS
-from longreel.memory.prompt_bank import PromptBankConfig
-from longreel.nodes.host.attach import attach_memory, memory_config
+from longreel.memory.presets import MEMFLOW, PRESETS, memflow
+from longreel.memory.prompt_bank import PromptBankConfig, Scorer
+from longreel.nodes.host.attach import attach_memory, memory_config, plan_story
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan
+from longreel.nodes.host.guider import FilmGuider
 from longreel.nodes.prompt_bank import PromptRetrievedMemoryBank
 from longreel.nodes.sparse_kv_memory import SparseKVMemory
 
@@ -30,6 +34,11 @@ LISTENING = replace(WINDOW, prompt_bank=PromptBankConfig(frames=3, variety=0.3))
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "causal"])
 def model(host: object, request: pytest.FixtureRequest) -> ModelPatcher:
     return build_tiny_wan(SPEC, causal=request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(host: object) -> ModelPatcher:
+    return build_tiny_wan(SPEC)
 
 
 def test_a_shot_reads_the_frames_that_its_prompt_speaks_of(model: ModelPatcher) -> None:
@@ -114,6 +123,91 @@ def test_the_node_goes_before_or_after_sparse_kv_memory_or_alone(model: ModelPat
     assert before.bank is not None
     assert before.prompt_bank == PromptBankConfig(4, 0.2, anchors=True)
     assert alone == MemoryConfig(prompt_bank=PromptBankConfig(4, 0.2, anchors=True))
+
+
+def test_the_published_bank_is_a_preset(model: ModelPatcher) -> None:
+    made = PromptRetrievedMemoryBank.execute(model, 7, 0.2, True, "1s", "", preset=MEMFLOW).args[0]
+    config = memory_config(made)
+    assert config == memflow(MemoryConfig(), pins="1s")
+    assert config is not None
+    assert (config.window_frames, config.sink_frames) == (9, 3)
+    assert config.prompt_bank is not None
+    assert (config.prompt_bank.frames, config.prompt_bank.record_every) == (3, 9)
+
+
+def bank_of(scorer: Scorer, **settings: Any) -> MemoryConfig:
+    return replace(WINDOW, prompt_bank=PromptBankConfig(frames=2, scorer=scorer, **settings))
+
+
+BANKS = {
+    "key-key": bank_of(Scorer.KEY_KEY),
+    "key-key, per layer": bank_of(Scorer.KEY_KEY, variety=0.0, per_layer=True),
+    "attention mass": bank_of(Scorer.ATTENTION_MASS),
+    "attention mass, per layer": bank_of(Scorer.ATTENTION_MASS, per_layer=True),
+    "visual query": bank_of(Scorer.VISUAL_QUERY),
+    "visual query, per layer": bank_of(Scorer.VISUAL_QUERY, per_layer=True),
+    "parts": bank_of(Scorer.LATE_INTERACTION, parts=0.5),
+    "MemFlow": replace(memflow(WINDOW), window_frames=3, sink_frames=1),
+}
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_a_stopped_film_goes_on_with_the_same_bits_whatever_scores(plain: ModelPatcher, name: str) -> None:
+    whole = render(plain, PLAN, config=BANKS[name], prompts=PROMPTS, cfg=2.0)
+    kept = {chunk.chunk.index: chunk.latents for chunk in whole.chunks[:5]}
+    resumed = render(plain, PLAN, config=BANKS[name], prompts=PROMPTS, cfg=2.0, load=kept.get)
+    assert torch.equal(resumed.latents, whole.latents)
+    assert [chunk.brought for chunk in resumed.chunks] == [chunk.brought for chunk in whole.chunks]
+    assert all(chunk.brought for chunk in whole.chunks[4:])
+
+
+@pytest.mark.parametrize("scorer", [Scorer.KEY_KEY, Scorer.ATTENTION_MASS, Scorer.VISUAL_QUERY])
+def test_layers_that_choose_for_themselves_read_the_same_of_a_bank_that_holds_all(
+    plain: ModelPatcher, scorer: Scorer
+) -> None:
+    everything = replace(WINDOW, prompt_bank=PromptBankConfig(frames=100, scorer=scorer, per_layer=True))
+    made, full = (render(plain, PLAN, config=config, prompts=PROMPTS).latents for config in (everything, FULL))
+    assert torch.allclose(made, full, atol=ROLLOUT_ERROR * float(full.abs().max()))
+
+
+def test_a_bank_whose_parts_are_all_read_is_read_whole(plain: ModelPatcher) -> None:
+    whole, parts = (
+        render(
+            plain, PLAN, config=replace(WINDOW, prompt_bank=PromptBankConfig(frames=3, parts=parts)), prompts=PROMPTS
+        )
+        for parts in (0.0, 3.0)
+    )
+    assert torch.allclose(parts.latents, whole.latents, atol=ROLLOUT_ERROR * float(whole.latents.abs().max()))
+    assert parts.chunks[-1].brought == whole.chunks[-1].brought
+    assert parts.chunks[-1].read_frames == (0,)
+
+
+def test_parts_of_a_bank_and_a_search_of_the_whole_film_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="Set 'parts'"):
+        replace(WINDOW, bank=BankConfig(), prompt_bank=PromptBankConfig(parts=1.0))
+
+
+def test_what_a_bank_hears_of_the_text_is_what_cross_attention_computes(plain: ModelPatcher) -> None:
+    """The keys of a prompt that no chunk was made under yet, padding left out."""
+    padded = [[torch.cat([PROMPTS[1][0][0], torch.zeros(1, 50, 4096)], dim=1), {}]]
+    remembering = attach_memory(plain, BANKS["key-key"])
+    guider = FilmGuider(remembering, (PROMPTS[0], padded), prompt(9), 1.0)
+    guider.inner_model = remembering.model
+    sampler = film_on_disk(remembering, planned("[1.5s] a\n[1.5s] b")).film_sampler(None, None)
+    heard: Tensor = plan_story(guider, sampler).text_keys(1)
+    network = remembering.model.diffusion_model
+    context = network.text_embedding(PROMPTS[1][0][0])
+    cross = network.blocks[1].cross_attn
+    expected = cross.norm_k(cross.k(context))[0].mean(dim=0)
+    assert torch.allclose(heard[1].flatten(), expected, atol=FORWARD_ERROR)
+
+
+def test_a_scorer_that_cannot_listen_is_refused_with_a_way_out(plain: ModelPatcher) -> None:
+    taken = plain.clone()
+    taken.add_object_patch("diffusion_model.blocks.0.cross_attn.forward", lambda x, context, **kwargs: x)
+    film = film_on_disk(attach_memory(taken, BANKS["visual query"]), planned())
+    with pytest.raises(ValueError, match=r"'visual query' needs the model's cross-attention.*'late interaction'"):
+        film.check()
 
 
 def test_memory_that_reads_everything_needs_no_prompt_bank(model: ModelPatcher) -> None:
