@@ -50,6 +50,18 @@ class PageStore:
             head += (2 * keys + spec.head_dim) * torch.float32.itemsize
         return self.streams * spec.layers * spec.heads * head + slots * torch.int32.itemsize
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of keys and values of a page."""
+        itemsize = 1 if self.eight_bit else self.spec.dtype.itemsize
+        return 2 * self.frame.page_tokens * self.spec.head_dim * itemsize
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of keys and values of a frame, all streams, layers and heads of it."""
+        spec = self.spec
+        return self.streams * spec.layers * spec.heads * self.frame.count * self.page_bytes
+
     def allocate(self, folder: Path | None = None) -> None:
         """Take the memory; all that grows with the film lies in files in `folder`, where one is given."""
         spec = self.spec
@@ -81,13 +93,13 @@ class PageStore:
         rounding = Rounding(self._k_scale[at], self._v_scale[at], self._k_mean[at]) if self.eight_bit else None
         return Pages(self._k[at], self._v[at], lengths, rounding)
 
-    def likeness(self, first_slots: Sequence[int]) -> Tensor:
-        """Cosine `[F, F]`, 0 to 1, of frames by their mean keys in the middle layer, what all of them share left out."""
-        runs = torch.tensor(first_slots, device=self.device) // self.frame.count
-        means = self._frame_means[0, self.spec.layers // 2][:, runs].float()  # [H, F, D]
+    def likeness(self, first_slots: Sequence[int], others: Sequence[int]) -> Tensor:
+        """Cosine `[F, others]`, 0 to 1, of frames by their mean keys in the middle layer, what all of them share left out."""
+        runs = torch.tensor([*first_slots, *others], device=self.device) // self.frame.count
+        means = self._frame_means[0, self.spec.layers // 2][:, runs].float()  # [H, F + others, D]
         apart = (means - means.mean(dim=1, keepdim=True)).transpose(0, 1).flatten(1)
         unit = torch.nn.functional.normalize(apart)
-        return (unit @ unit.T).clamp(0, 1)
+        return (unit[: len(first_slots)] @ unit[len(first_slots) :].T).clamp(0, 1)
 
     def page_means(self, layer: int, stream: int) -> Tensor:
         """Mean key of every slot `[H, N, D]`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .kv_memory import NO_WISH, KVMemory
+from .prompt_bank import Wish
 from .select import EVERYTHING
 from .story import Story
 from .transitions import Reach
@@ -68,13 +69,14 @@ class RunSession:
     ) -> None:
         """`text_tokens` is the length of the longest prompt whose keys and values are kept for a shot; 0 keeps none.
 
-        `folder` takes the pages that lie beside the card; without one they are in RAM. `story` is what prompts ask for,
+        `folder` takes the pages that lie beside the card; without one they are in RAM. `story` is what shots ask for,
         `reaches` how far back each shot may look; a shot without one looks back as far as memory goes.
         """
         self.memory, self.folder, self.story, self.reaches = memory, folder, story, reaches
         self.text_tokens = text_tokens
         self._text: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self.phase = Phase.DENOISE
+        self.prompt = 0  # that the model is run under: a shot's, or one behind them, as in a blend
         self.frames = range(0)
         self.rope: Rope | None = None
 
@@ -87,6 +89,13 @@ class RunSession:
     def selects(self) -> bool:
         """Whether queries choose what they read."""
         return self.memory.selects
+
+    @property
+    def tier(self) -> str:
+        """Where the pages of the film lie: card, ram or file."""
+        if not self.memory.store.indexed:
+            return "card"
+        return "ram" if self.folder is None else "file"
 
     @property
     def peak_bytes(self) -> int:
@@ -107,10 +116,31 @@ class RunSession:
         """Drop the text, as another shot begins."""
         self._text.clear()
 
+    @property
+    def hears(self) -> bool:
+        """Whether what cross-attention looks at is recorded."""
+        return self.phase is Phase.COMMIT and self.memory.record is not None and self.memory.record.listens
+
+    def hear(self, layer: int, q: Tensor, k: Tensor) -> None:
+        """Record what the chunk's queries `[L, H, D]` see in the words `[W, H, D]` of `prompt`, padding left out."""
+        assert self.memory.record is not None
+        assert self.story is not None
+        assert self.story.affinity is not None
+        real = self.story.affinity.real[self.prompt].to(k.device)
+        self.memory.record.write(layer, self.frames, q, k[: len(real)][real])
+
     def begin(self, frames: range, shot: int = 0) -> None:
         """Start the chunk of these frames under the prompt of this shot."""
         self.frames, self.rope = frames, None
-        self.memory.begin(frames, NO_WISH if self.story is None else self.story.wish(shot), self.reach(shot))
+        self.memory.begin(frames, self._wish(shot), self.reach(shot))
+
+    def _wish(self, shot: int) -> Wish:
+        memory, bank = self.memory, self.memory.config.prompt_bank
+        if self.story is None:
+            return NO_WISH
+        if memory.record is None or bank is None:
+            return self.story.wish(shot)
+        return self.story.wish_by(memory.record, memory.table.frames, shot, memory.frame_means, bank)
 
     def reach(self, shot: int) -> Reach:
         """How far back chunks of this shot may look."""
@@ -124,6 +154,8 @@ class RunSession:
         try:
             yield
             self.memory.publish()
+            if self.memory.record is not None:
+                self.memory.record.publish(self.frames, self.prompt)
         except BaseException:
             self.memory.abandon()
             raise

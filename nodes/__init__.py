@@ -11,12 +11,20 @@ if TYPE_CHECKING:
 def node_classes() -> list[type[io.ComfyNode]]:
     """All nodes of the pack, in the order of the menu."""
     from .chunk_sampler import ChunkedARSampler
+    from .memory_inspector import MemoryInspector
     from .prompt_bank import PromptRetrievedMemoryBank
     from .sparse_kv_memory import SparseKVMemory
     from .storyboard import StoryboardNode
     from .tiny_storyboard_model import TinyStoryboardModel
 
-    return [StoryboardNode, SparseKVMemory, PromptRetrievedMemoryBank, ChunkedARSampler, TinyStoryboardModel]
+    return [
+        StoryboardNode,
+        SparseKVMemory,
+        PromptRetrievedMemoryBank,
+        ChunkedARSampler,
+        MemoryInspector,
+        TinyStoryboardModel,
+    ]
 
 
 def extension() -> ComfyExtension:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..memory.project import check_project_name
 from .film import Film
+from .live_inspection import LiveInspection
 from .planned_storyboard import PlannedStoryboard
 from .sockets import StoryboardSocket, TraceSocket
 
@@ -133,7 +134,9 @@ class ChunkedARSampler(io.ComfyNode):
             vae=vae,
         )
         root = Path(folder_paths.get_output_directory()) / FILMS_FOLDER
-        made = film.make(root, lambda text: PromptServer.instance.send_progress_text(text, cls.hidden.unique_id))
+        node = cls.hidden.unique_id
+        with LiveInspection(node) as live:
+            made = film.make(root, lambda text: PromptServer.instance.send_progress_text(text, node), live.finished)
         latent = {"samples": made.latents}
         if made.video is None:
             no_video = ExecutionBlocker("Connect a VAE to the Chunked AR Sampler to get a video.")

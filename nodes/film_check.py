@@ -9,7 +9,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 
 from ..memory.project import check_project_name
-from .host.attach import adapter_for, check_moments, plan_memory
+from .host.attach import adapter_for, plan_memory, plan_moments
 from .host.conditioning import check_conditioning
 from .host.page_tier import check_page_room
 from .host.streaming_decode import StreamingDecoder
@@ -88,13 +88,14 @@ def _check_start(film: Film) -> None:
 def _check_memory(film: Film) -> None:
     guider = film.guider()
     sampler = film.film_sampler(None, None)
-    memory = plan_memory(film.remembering, sampler, guider.streams)
-    check_moments(film.remembering, sampler)
+    memory = plan_memory(guider, sampler)
+    pinned = len(plan_moments(film.remembering, sampler).pinned)
+    pins = f"take some of the {pinned} pinned latent frames away, " if pinned else ""
     total = comfy.model_management.get_total_memory(film.model.load_device)
     if memory.peak_bytes > total:
         raise ValueError(
             f"The memory of this film needs {memory.peak_bytes / 2**30:.1f} GiB, but the device has "
             f"{total / 2**30:.1f} GiB. Take the preset 'window + sink' of Sparse KV Memory, turn its window, sink or "
-            "shortlist or the 'bank' of the Prompt-Retrieved Memory Bank down, or make the picture smaller."
+            f"shortlist or the 'bank' of the Prompt-Retrieved Memory Bank down, {pins}or make the picture smaller."
         )
     check_page_room(memory.host_bytes)

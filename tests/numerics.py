@@ -61,6 +61,11 @@ CODE_ERROR = 0.501
 # The same sum in float32, in another order, or of keys that were turned first.
 SAME_SUM = 1e-5
 
+# Lightness (0 to 255) between neighbouring steps of the Memory Inspector's ramp: colours are rounded to whole bytes.
+LIGHTNESS_STEP = 1.0
+# Milliseconds for one draw of the Memory Inspector, 600 chunks x 40 layers: what the project promised.
+DRAW_MILLISECONDS = 100.0
+
 
 def relative_error(a: Tensor, b: Tensor) -> float:
     """Largest difference as a share of the largest value of `b`, in float64."""

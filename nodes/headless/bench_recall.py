@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
 from ...memory.training.linear_codec import drop_silent_branches
 from ...memory.training.recall import SAMPLING_STEPS, recall_film, sampling_levels, swapped_name
-from ...memory.training.recall_policies import Cell, RecallBench
+from ...memory.training.recall_policies import PINS, Cell, RecallBench
 from ...memory.training.recall_samples import Drift, Sample, Samples
 from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_of
 from ...memory.training.storyworld import Film, Look, Shot, render_shot
@@ -32,6 +32,7 @@ from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.guider import FilmGuider
 from ..host.keys import SESSION
+from .bench_released import watcher
 
 LATENT_CHANNELS, LATENT_SIZE = 16, (12, 16)
 DRIFT_POINTS = 12
@@ -53,6 +54,7 @@ class ProbeSampler(comfy.samplers.Sampler):
     other_shots: tuple[int, ...]
     drawn: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
+    ended: float = 0.0
 
     def sample(
         self,
@@ -80,6 +82,7 @@ class ProbeSampler(comfy.samplers.Sampler):
             if shot == own:
                 self.seconds = _now() - started
         guider.shot = own
+        self.ended = _now()
         return self.drawn[0]
 
 
@@ -150,13 +153,16 @@ class TinyModel:
         noise: Noise,
         other_shots: tuple[int, ...] = (),
         steps: int = SAMPLING_STEPS,
+        cast: tuple[frozenset[str], ...] = (),
+        watch: Callable[[FinishedChunk, RunSession], None] = lambda done, session: None,
     ) -> Drawn:
         """Run the film loop: chunks that `history` `[1, 16, T, 12, 16]` holds are remembered, the others are drawn.
 
-        `prompts` are those of the shots, then those of `other_shots`, which only look at what the last chunk looks at.
+        `prompts` are those of the shots, then those of `other_shots`, which only look at what the last chunk looks at, and
+        `cast` who is in them. `watch` sees the session after each chunk.
         """
         chunks: list[FinishedChunk] = []
-        peak_bytes = 0
+        peak_bytes, commit_seconds = 0, 0.0
 
         def load(index: int) -> Tensor | None:
             frames = plan.chunks[index].frames
@@ -165,9 +171,10 @@ class TinyModel:
             return history[:, :, frames.start : frames.stop]
 
         def finished(chunk: FinishedChunk, guider: FilmGuider) -> None:
-            nonlocal peak_bytes
-            peak_bytes = guider.peak_bytes
+            nonlocal peak_bytes, commit_seconds
+            peak_bytes, commit_seconds = guider.peak_bytes, _now() - probe.ended
             chunks.append(chunk)
+            watch(chunk, guider.model_options["transformer_options"][SESSION])
 
         probe = ProbeSampler(comfy.samplers.ksampler(SAMPLER), other_shots)
         sampler = FilmSampler(
@@ -179,12 +186,13 @@ class TinyModel:
             start=None,
             load=load,
             finished=finished,
+            cast=cast,
         )
         conditionings = [self.prompt(prompt) for prompt in prompts]
         guider = FilmGuider(remembering, conditionings, conditionings[0], 1.0)
         template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *LATENT_SIZE)
         guider.sample(template, template, sampler, torch.tensor(sampling_levels(steps)), disable_pbar=True, seed=0)
-        return Drawn(chunks, probe.drawn, probe.seconds + chunks[-1].commit_seconds, peak_bytes)
+        return Drawn(chunks, probe.drawn, probe.seconds + commit_seconds, peak_bytes)
 
 
 def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
@@ -219,7 +227,7 @@ class RecallRun:
 
     def __init__(self, bench: RecallBench, model: TinyModel, samples: Samples) -> None:
         self.bench, self.model, self.samples = bench, model, samples
-        self.remembering = {name: attach_memory(model.model, config) for name, config in bench.policies.items()}
+        self.policies = bench.measured
 
     def run(self, tell: Callable[[int], None]) -> None:
         """Measure what is not there yet; `tell` gets the number of films that are done."""
@@ -234,11 +242,18 @@ class RecallRun:
         seed = FIRST_TEST_SEED + FILMS_PER_SEED * self.bench.seed + index
         return recall_film(seed, cell.chunks, self.bench.chunk_frames, self.bench.characters, cell.distance)
 
+    def _remembering(self, name: str, cell: Cell) -> ModelPatcher:
+        config = self.policies[name]
+        if name == PINS and config.prompt_bank is not None:
+            pinned = replace(config.prompt_bank, pins=f"shot {cell.chunks - cell.distance}")
+            config = replace(config, prompt_bank=pinned)
+        return attach_memory(self.model.model, config)
+
     def _noise(self, index: int, chunks: int) -> SeededNoise:
         return SeededNoise((FILMS_PER_SEED * self.bench.seed + index,) * chunks)
 
     def _measure_cell(self, cell: Cell, index: int) -> None:
-        missing = [name for name in self.remembering if (name, *cell, index) not in self.samples.samples]
+        missing = [name for name in self.policies if (name, *cell, index) not in self.samples.samples]
         if not missing:
             return
         size = self.bench.chunk_frames
@@ -251,9 +266,12 @@ class RecallRun:
         plan = plan_chunks([1] * cell.chunks, size)
         prompts = [shot.prompt for shot in (*film.shots, swapped.shots[-1], foreign.shots[-1])]
         others = (cell.chunks, cell.chunks + 1)
+        cast = tuple(frozenset({shot.name}) for shot in (*film.shots, swapped.shots[-1], foreign.shots[-1]))
         for name in missing:
-            noise = self._noise(index, cell.chunks)
-            drawn = self.model.draw(self.remembering[name], plan, prompts, history, noise, others, self.bench.steps)
+            noise, watch = self._noise(index, cell.chunks), watcher(name, plan)
+            drawn = self.model.draw(
+                self._remembering(name, cell), plan, prompts, history, noise, others, self.bench.steps, cast, watch
+            )
             ends = torch.cat([torch.cat([history[:, :, -1:].to(probe), probe], dim=2) for probe in drawn.probes])
             own, other_name, other_film = self.model.last_pictures(ends)
             self.samples.add(
@@ -275,15 +293,18 @@ class RecallRun:
 
     def _measure_drift(self, index: int) -> None:
         chunks = self.bench.drift_chunks
-        missing = [name for name in self.remembering if (name, index) not in self.samples.drifts]
-        film = self._film(index, Cell(chunks, chunks - 1))
+        missing = [name for name in self.policies if (name, index) not in self.samples.drifts]
+        cell = Cell(chunks, chunks - 1)
+        film = self._film(index, cell)
         judged = tuple(range(chunks - 1, 0, -max(1, chunks // DRIFT_POINTS)))[::-1]
         shots = [film.shots[chunk] for chunk in judged]
         scenes = [scene_of(shot, film.looks[shot.name]) for shot in shots] if missing else []
         prompts = [shot.prompt for shot in film.shots]
         plan, noise = plan_chunks([1] * chunks, self.bench.chunk_frames), self._noise(index, chunks)
         for name in missing:
-            drawn = self.model.draw(self.remembering[name], plan, prompts, None, noise, steps=self.bench.steps)
+            cast = tuple(frozenset({shot.name}) for shot in film.shots)
+            remembering, watch = self._remembering(name, cell), watcher(name, plan)
+            drawn = self.model.draw(remembering, plan, prompts, None, noise, (), self.bench.steps, cast, watch)
             made = torch.cat([chunk.latents for chunk in drawn.chunks], dim=2)
             ends = torch.cat([made[:, :, stop - 2 : stop] for stop in (plan.chunks[at].frames.stop for at in judged)])
             pictures = self.model.last_pictures(ends)
@@ -301,5 +322,5 @@ def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
         "seed": bench.seed,
         "sampler": SAMPLER,
         "levels": sampling_levels(bench.steps),
-        "policies": {name: config.described() for name, config in bench.policies.items()},
+        "policies": {name: config.described() for name, config in bench.measured.items()},
     }

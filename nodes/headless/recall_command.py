@@ -76,14 +76,14 @@ def _recall_bench(args: argparse.Namespace) -> RecallBench:
     """What the arguments ask for; ValueError where it makes no sense."""
     bench = QUICK if args.quick else FULL
     chosen: dict[str, Any] = {"chunk_frames": args.chunk_frames, "characters": args.characters, "seed": args.seed}
-    chosen |= {"only": tuple(args.policy or ()), "steps": args.steps}
     if args.compare != bench.compare:
         chosen |= {"compare": args.compare, "cells": bench.cells if args.quick else LONG_CELLS}
     if args.cell:
         chosen["cells"] = tuple(_cell(text) for text in args.cell)
     films = bench.films if args.films is None else args.films
-    drift_films = min(films, bench.drift_films) if args.drift_films is None else args.drift_films
-    return dataclasses.replace(bench, films=films, drift_films=drift_films, **chosen)
+    drift = bench.drift_films if args.drift_films is None else args.drift_films
+    chosen |= {"policies": tuple(args.policy or ()), "steps": args.steps}
+    return dataclasses.replace(bench, films=films, drift_films=min(films, drift), **chosen)
 
 
 def _cell(text: str) -> Cell:
@@ -127,10 +127,10 @@ def _recall_header(
         if getattr(args, name) is not None:
             given.append(f"--{name} {getattr(args, name).name}")
     given += [f"--cell {text}" for text in args.cell or ()]
+    given += [f"--policy '{name}'" for name in bench.policies]
+    given += [f"--drift-films {args.drift_films}"] if args.drift_films is not None else []
     given += [f"--compare {bench.compare}"] if bench.compare != FULL.compare else []
-    given += [f'--policy "{name}"' for name in bench.only]
     given += [f"--steps {bench.steps}"] if bench.steps != FULL.steps else []
-    given += [] if args.drift_films is None else [f"--drift-films {bench.drift_films}"]
     given += [f"--chunk-frames {bench.chunk_frames}", f"--characters {bench.characters}", f"--seed {bench.seed}"]
     return {
         "command": f"longreel bench recall {' '.join(given)}",

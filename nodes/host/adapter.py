@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ...memory.config import KVSpec
 
@@ -25,6 +26,14 @@ class HostAdapter(Protocol):
 
     def text_width(self, model: ModelPatcher) -> int:
         """Numbers a word of the prompts that the model reads."""
+        ...
+
+    def hears_text(self, model: ModelPatcher) -> bool:
+        """Whether what this clone's cross-attention looks at can be recorded."""
+        ...
+
+    def text_keys(self, network: Any, prompt: Tensor) -> Tensor:
+        """Mean keys `[layers, H, D]` of the words of a prompt `[W, C]` that has no padding."""
         ...
 
     def attach(self, model: ModelPatcher) -> None:

@@ -70,16 +70,20 @@ class FilmGuider(comfy.samplers.CFGGuider):
         return out
 
     @property
+    def session(self) -> RunSession:
+        """The run under way."""
+        session: RunSession = self.model_options["transformer_options"][SESSION]
+        return session
+
+    @property
     def peak_bytes(self) -> int:
         """Bytes of the memory of the run, on the card."""
-        session: RunSession = self.model_options["transformer_options"][SESSION]
-        return session.peak_bytes
+        return self.session.peak_bytes
 
     @property
     def host_bytes(self) -> int:
         """Bytes of the memory of the run in RAM or in files."""
-        session: RunSession = self.model_options["transformer_options"][SESSION]
-        return session.memory.host_bytes
+        return self.session.memory.host_bytes
 
     def reload(self) -> None:
         """Bring the model back onto its device, patched as before, after another model may have pushed it off."""

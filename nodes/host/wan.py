@@ -101,6 +101,9 @@ class WanTextAttention:
             (self.layer, *ids), lambda: (module.norm_k(module.k(context)), module.v(context))
         )  # [B, L, H x D]
         q = module.norm_q(module.q(x))
+        if session.hears and 0 in (streams := _streams(session, options, x.shape[0])):
+            row, heads = streams.index(0), (module.num_heads, module.head_dim)
+            session.hear(self.layer, q[row].unflatten(-1, heads), k[row].unflatten(-1, heads))
         out: Tensor = module.o(optimized_attention(q, k, v, heads=module.num_heads, transformer_options=options))
         return out
 
@@ -184,6 +187,23 @@ class WanAdapter:
     def text_width(self, model: ModelPatcher) -> int:
         """Numbers a word: 4096, from the UMT5 encoder."""
         return int(model.get_model_object("diffusion_model").text_dim)
+
+    def hears_text(self, model: ModelPatcher) -> bool:
+        """Whether every layer's cross-attention is ours to listen to."""
+        layers = range(len(model.get_model_object("diffusion_model").blocks))
+        places = [f"diffusion_model.blocks.{layer}.cross_attn.forward" for layer in layers]
+        return all(isinstance(model.object_patches.get(place), WanTextAttention) for place in places)
+
+    @torch.inference_mode()
+    def text_keys(self, network: Any, prompt: Tensor) -> Tensor:
+        """Mean keys `[layers, H, D]` of the words of a prompt `[W, C]`, as each layer's cross-attention makes them."""
+        context = network.text_embedding(prompt[None])
+        keys = []
+        for block in network.blocks:
+            module = block.cross_attn
+            k = module.norm_k(module.k(context))[0].mean(dim=0, dtype=torch.float32)
+            keys.append(k.unflatten(-1, (module.num_heads, module.head_dim)))
+        return torch.stack(keys)
 
     def attach(self, model: ModelPatcher) -> None:
         """Patch every layer of this clone; ValueError when another pack holds a layer's attention."""

@@ -202,7 +202,7 @@ def test_the_bench_goes_on_after_a_stop_and_ends_with_the_same_numbers(
         (["--json", "."], "is a folder"),
         (["--cell", "48-40"], "--cell needs CHUNKS:DISTANCE, as in 48:40, got 48-40"),
         (["--cell", "12:12"], "after 1 to 11 chunks, got 12"),
-        (["--compare", "all"], "compares memories, budgets, ablations, got all"),
+        (["--compare", "all"], "compares memories, budgets, ablations, banks, got all"),
         (["--compare", "ablations"], "Use longer chunks (--chunk-frames 3)"),
     ],
 )
