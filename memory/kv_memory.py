@@ -19,8 +19,10 @@ from ..kernels.page_attention import page_attention
 from ..kernels.page_copy import copy_pages, time_rotation
 from ..kernels.pages import Pages
 from .bank import Bank
+from .compression import Compression
 from .config import KVSpec, MemoryConfig
 from .frame_pages import cut_frame
+from .gates import GateForm
 from .page_store import PageStore
 from .page_table import PageTable
 from .positions import assign_times
@@ -35,8 +37,18 @@ NO_WISH = Wish()
 class KVMemory:
     """Memory of one run. `begin` a chunk, `read` it in any layer, `reserve`, `write` and `publish` it."""
 
-    def __init__(self, spec: KVSpec, config: MemoryConfig, streams: int, chunk_frames: int, film_frames: int) -> None:
+    def __init__(
+        self,
+        spec: KVSpec,
+        config: MemoryConfig,
+        streams: int,
+        chunk_frames: int,
+        film_frames: int,
+        gates: GateForm | None = None,
+    ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
+
+        `gates` says in which branches a memory with a bank is read; without, it is read with one softmax.
 
         Raises ValueError when a chunk does not fit into the window.
         """
@@ -46,8 +58,12 @@ class KVMemory:
         self.frame = cut_frame(spec.rows, spec.columns, config.page_shape)
         kept = config.kept_frames(chunk_frames, film_frames)
         eight_bit = config.bank is not None and config.bank.eight_bit
-        self.store = PageStore(spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit)
+        compressed = gates is GateForm.OMNIMEM
+        self.store = PageStore(
+            spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit, compressed=compressed
+        )
         self.bank = None if config.bank is None else Bank(config.bank, self.store)
+        self.compression = Compression(self.store) if compressed else None
         self.table = PageTable(kept, self.frame.count)
         self.time_scale = 1.0
         self.read_frames: tuple[int, ...] = ()
@@ -69,7 +85,8 @@ class KVMemory:
         if self.bank is None:
             return working + (0 if self.store.indexed else self.store.bytes)
         lengths = self.streams * spec.layers * spec.heads * self._pages * torch.int32.itemsize
-        return working + lengths + self.bank.bytes
+        compression = 0 if self.compression is None else self.compression.bytes
+        return working + lengths + self.bank.bytes + compression
 
     @property
     def host_bytes(self) -> int:
@@ -90,7 +107,8 @@ class KVMemory:
     def frames_worth(self) -> float:
         """How many keys of older frames a query of the present chunk reads, in keys of a frame."""
         pages = self.bank.pages_read if self.bank is not None else 0
-        return len(self.read_frames) + pages * self.frame.page_tokens / self.spec.frame_tokens
+        means = self.compression.pages if self.compression is not None else 0
+        return len(self.read_frames) + (pages * self.frame.page_tokens + means) / self.spec.frame_tokens
 
     def allocate(self, folder: Path | None = None) -> None:
         """Take all memory of the run at once; what lies beside the card is kept in `folder` where one is given."""
@@ -105,6 +123,8 @@ class KVMemory:
             lengths = (self.streams, spec.layers, spec.heads, self._pages)
             self._lengths = torch.full(lengths, self.frame.page_tokens, dtype=torch.int32, device=spec.device)
             self.bank.allocate()
+        if self.compression is not None:
+            self.compression.allocate()
         self._working = (k, v)
 
     def release(self) -> None:
@@ -112,6 +132,8 @@ class KVMemory:
         self.store.release()
         if self.bank is not None:
             self.bank.release()
+        if self.compression is not None:
+            self.compression.release()
         self._working = self.current_rotation = None
         self._lengths = self._order = torch.empty(0)
         self._places = []
@@ -145,6 +167,8 @@ class KVMemory:
             order = torch.tensor(self.frame.order, device=self.spec.device)
             starts = torch.arange(len(frames), device=self.spec.device) * self.spec.frame_tokens
             self._order = (starts[:, None] + order).flatten()  # tokens of the chunk in the order of pages
+        if self.compression is not None:
+            self.compression.begin([self.table.first_slot(frame) for frame in seen], [time_of[frame] for frame in seen])
 
     def read(self, layer: int, stream: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[1, read + L, H, D]` that every query of the chunk attends to, its own `[L, H, D]` ones last.
@@ -159,17 +183,19 @@ class KVMemory:
         v_work[start:end] = v
         return k_work[None, :end], v_work[None, :end]
 
-    def read_selected(self, layer: int, stream: int, q: Tensor, q_timeless: Tensor) -> Tensor:
+    def read_selected(
+        self, layer: int, stream: int, q: Tensor, q_timeless: Tensor, *, pages_alone: bool = False
+    ) -> Tensor:
         """Attention `[1, L, H x D]` of queries `[L, H, D]` over what `read` placed and the pages that their groups choose.
 
-        `q` is turned in space and time, `q_timeless` in space alone.
+        `q` is turned in space and time, `q_timeless` in space alone. `pages_alone` leaves out what `read` placed.
         """
         assert self._working is not None
         assert self.bank is not None
         k, v = (x[stream, layer].unflatten(1, (self._pages, -1)) for x in self._working)  # [H, pages, P, D]
         working = Pages(k, v, self._lengths[stream, layer])
         lists = self.bank.choose(layer, stream, q_timeless[self._order], working, self._bank_slot)
-        dense_tokens = len(self.read_frames) * self.spec.frame_tokens + len(q)
+        dense_tokens = 0 if pages_alone else len(self.read_frames) * self.spec.frame_tokens + len(q)
         group_tokens = self.bank.group_tokens(len(q))
         state = page_attention(q[self._order], working, lists, dense_tokens=dense_tokens, group_tokens=group_tokens)
         out = torch.empty_like(state.out)

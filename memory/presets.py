@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .config import BankConfig, MemoryConfig
 from .frame_pages import PageShape
+from .gates import GateForm
 
 LONGREEL, OMNIMEM, DECMEM, LONGLIVE, FULL = "LongReel", "OmniMem", "DecMem", "LongLive", "full"
 OMNIMEM_PAGES, OMNIMEM_PAGES_PER_FRAME = 16, 52
@@ -28,3 +29,5 @@ PRESETS: dict[str, MemoryConfig] = {
     FULL: MemoryConfig(window_frames=None, sink_frames=0),
 }
 """Without gates (weights that only their own checkpoints have) all of them read with one softmax."""
+GATED_PRESETS = {GateForm.OMNIMEM: OMNIMEM, GateForm.DECMEM: DECMEM}
+"""The preset that gates of a form were trained for."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.build import build_tiny_vae, build_tiny_wan, shipped_weights
+from .host.build import WEIGHTS_FOLDER, build_tiny_vae, build_tiny_wan, read_gates, shipped_weights
 from .host.demo_text import build_demo_clip
+from .host.gates import bring_gates
 
 
 class TinyStoryboardModel(io.ComfyNode):
@@ -35,5 +36,6 @@ class TinyStoryboardModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         """Load the shipped weights, or seeded random ones while none ship."""
         model = build_tiny_wan(causal=True, weights=shipped_weights("wan"))
+        bring_gates(model, read_gates(WEIGHTS_FOLDER))
         vae = build_tiny_vae(weights=shipped_weights("vae"))
         return io.NodeOutput(model, build_demo_clip(), vae)

@@ -17,6 +17,7 @@ from ...memory.session import RunSession
 from ...memory.story import Story, find_moments, make_story
 from .adapter import HostAdapter, choose_adapter
 from .film_sampler import FilmSampler
+from .gates import used_gates
 from .guider import FilmGuider
 from .keys import PACK, SESSION, SETTINGS
 from .page_tier import fits_in_ram, page_folder
@@ -65,7 +66,8 @@ def _with_session(
     guider.model_options = create_model_options_clone(before)
     with ExitStack() as closing:
         folder = None if fits_in_ram(memory.host_bytes) else Path(closing.enter_context(page_folder()))
-        session = RunSession(memory, guider.text_tokens, folder, story, sampler.reaches)
+        gates = used_gates(guider.model_patcher)
+        session = RunSession(memory, guider.text_tokens, folder, story, sampler.reaches, gates)
         guider.model_options["transformer_options"][SESSION] = session
         try:
             return executor(noise, latent, sampler, *args, **kwargs)
@@ -83,16 +85,21 @@ def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, 
         needed = session.peak_bytes + comfy.model_management.minimum_inference_memory()
         comfy.model_management.free_memory(needed, device)
         session.memory.allocate(session.folder)
+        session.gates = None if session.gates is None else session.gates.to(device)
     return executor(model, *args, **kwargs)
 
 
 def plan_memory(model: ModelPatcher, sampler: FilmSampler, streams: int) -> KVMemory:
-    """The memory that this film needs on this model, planned but not allocated."""
+    """The memory that this film needs on this model, planned but not allocated; ValueError where the two do not fit."""
     config = memory_config(model)
     if config is None:
         raise ValueError("The Chunked AR Sampler needs a model with memory. Put Sparse KV Memory before it.")
     spec = adapter_for(model).kv_spec(model, *sampler.latent_size)
-    memory = KVMemory(spec, config, streams, sampler.plan.longest_chunk, sampler.plan.total_frames)
+    gates = used_gates(model)
+    if gates is not None:
+        gates.check(spec)
+    form = None if gates is None else gates.form
+    memory = KVMemory(spec, config, streams, sampler.plan.longest_chunk, sampler.plan.total_frames, form)
     rope_options = model.model_options["transformer_options"].get("rope_options") or {}
     memory.time_scale = float(rope_options.get("scale_t", 1.0))
     return memory

@@ -20,7 +20,9 @@ from comfy.ldm.wan.vae import WanVAE
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from ...memory.gates import GateForm, Gates, find_gates
 from ...memory.training.initialise import initialise_vae, initialise_wan
+from .wan import time_channels
 
 HEAD_SIZE = 128
 """The host's detection of Wan models divides the width by this to get the number of heads."""
@@ -65,6 +67,7 @@ class HostModules(NamedTuple):
     latent_mean: Tensor  # [1, 16, 1, 1, 1]
     latent_std: Tensor  # [1, 16, 1, 1, 1]
     training: Callable[[], Any]
+    time_channels: Callable[[int], int]
 
 
 def _new_wan(spec: TinyWanSpec) -> nn.Module:
@@ -114,10 +117,10 @@ def _training() -> Iterator[None]:
 def host_modules() -> HostModules:
     """Host classes at tiny size with seeded weights, the Wan latent statistics and the host's training switch."""
     latents = comfy.latent_formats.Wan21()
-    return HostModules(_new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training)
+    return HostModules(_new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training, time_channels)
 
 
-def read_shards(folder: Path, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
+def read_shards(folder: Path, part: str) -> dict[str, Tensor]:
     """The weights in all files `tiny_<part>*.safetensors` of a folder; empty where there are none."""
     weights: dict[str, Tensor] = {}
     for shard in sorted(folder.glob(f"tiny_{part}*.safetensors")):
@@ -128,6 +131,12 @@ def read_shards(folder: Path, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
 def shipped_weights(part: Literal["wan", "vae"]) -> dict[str, Tensor] | None:
     """The trained weights in `memory/weights`, or None if none ship."""
     return read_shards(WEIGHTS_FOLDER, part) or None
+
+
+def read_gates(folder: Path) -> tuple[Gates, ...]:
+    """The trained gates in a folder, in files `tiny_gates_<form>.safetensors`; ValueError for broken ones."""
+    found = (find_gates(read_shards(folder, f"gates_{form.value}")) for form in GateForm)
+    return tuple(gates for gates in found if gates is not None)
 
 
 def build_tiny_wan(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ import pytest
 import torch
 from numerics import FORWARD_ERROR, ROLLOUT_ERROR, STREAMED_PICTURE_ERROR, relative_error
 from torch import Tensor
+from training_side import TrainingNoise, draw_last_chunk, training_batch, training_network
 
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import MemoryConfig
 from longreel.memory.positions import PositionPolicy
-from longreel.memory.training.causal import predict_flow
-from longreel.memory.training.clips import ClipBatch, text_batch
 from longreel.memory.training.export import save_weights
-from longreel.memory.training.recall import recall_film, sampling_levels, swapped_name
+from longreel.memory.training.recall import recall_film, swapped_name
 from longreel.memory.training.recall_policies import Cell, RecallBench, recall_policies
 from longreel.memory.training.recall_scores import last_truth
 from longreel.memory.training.storyworld import Film, first_rgb_frame, render_film
@@ -47,49 +45,6 @@ def model(folder: Path) -> TinyModel:
     return TinyModel(folder)
 
 
-def training_network(weights: dict[str, Tensor]) -> torch.nn.Module:
-    """The plain host model that training uses, with these weights."""
-    network = host_modules().new_wan(SPEC)
-    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    return network
-
-
-def training_batch(film: Film, latents: Tensor, chunk_frames: int) -> ClipBatch:
-    """A film with these latents as training hands it to the model."""
-    text, text_mask = text_batch([[shot.prompt for shot in film.shots]])
-    return ClipBatch(latents.clone(), torch.zeros(1), text, text_mask, torch.zeros(1), chunk_frames)
-
-
-@torch.no_grad()
-def draw_last_chunk(network: torch.nn.Module, batch: ClipBatch, seed: int) -> Tensor:
-    """The last chunk of each clip under the training attention, which reads the clean chunks before it, in Euler steps."""
-    latents, size = batch.latents.clone(), batch.chunk_frames
-    generator = torch.Generator().manual_seed(seed)
-    latents[:, :, -size:] = torch.randn(latents[:, :, -size:].shape, generator=generator)
-    sigmas = torch.zeros(latents.shape[0], latents.shape[2])
-    with host_modules().training():
-        for level, lower in pairwise(sampling_levels()):
-            sigmas[:, -size:] = level
-            flow = predict_flow(network, latents, sigmas, batch)[:, :, -size:]
-            latents[:, :, -size:] += (lower - level) * flow
-    return latents[:, :, -size:]
-
-
-class TrainingNoise:
-    """The noise of `draw_last_chunk`."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def __call__(self, chunk: Any, step: int, shape: Any) -> Tensor:
-        """Drawn from the seed alone."""
-        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(self._seed))
-
-    def seed(self, chunk: Any, label: str) -> int:
-        """Euler draws nothing."""
-        return self._seed
-
-
 @pytest.mark.parametrize("chunk_frames", [1, 3])
 @pytest.mark.parametrize("positions", [PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS])
 def test_the_product_draws_the_chunk_that_training_draws(
@@ -97,7 +52,7 @@ def test_the_product_draws_the_chunk_that_training_draws(
 ) -> None:
     film = recall_film(3, 5, chunk_frames, 4, 4)
     latents = model.encode(film)
-    network = training_network(load_weights(folder, "wan"))
+    network = training_network(SPEC, load_weights(folder, "wan"))
     swapped, size = swapped_name(film), chunk_frames
     prompts = [shot.prompt for shot in (*film.shots, swapped.shots[-1])]
     remembering = attach_memory(model.model, MemoryConfig(None, 0, positions))
