@@ -93,21 +93,25 @@ class GatedReader:
     def _selected(self, start: int, bank: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch, heads, own, _ = q.shape
         tokens, count = len(self.frame.order), self.frame.count
-        order = (torch.arange(self.chunk_frames)[:, None] * tokens + self._order).flatten()
-        rows = torch.cat([frame * tokens + self._order for frame in bank])  # tokens of the bank, page by page
-        page_of_row = torch.arange(len(bank) * tokens) // tokens * count + (
-            torch.arange(tokens) // self.frame.page_tokens
-        ).repeat(len(bank))
+        place = torch.arange(tokens, device=q.device)
+        starts = torch.arange(max(len(bank), self.chunk_frames), device=q.device)[:, None]
+        in_pages = self._order.to(q.device)
+        order = (starts[: self.chunk_frames] * tokens + in_pages).flatten()  # tokens of the chunk, page by page
+        rows = torch.tensor(bank, device=q.device)[:, None] * tokens + in_pages  # those of the bank, [F, tokens]
+        page_of_row = (starts[: len(bank)] * count + place // self.frame.page_tokens).flatten()
         with torch.no_grad():
             q_timeless = self._timeless(q, range(start, start + self.chunk_frames))[:, :, order]
-            means = self._means(self._timeless(k[:, :, rows.sort().values], bank)).flatten(2, 3)
+            raster = rows.sort().values.flatten()
+            means = self._means(self._timeless(k[:, :, raster], bank)).flatten(2, 3)
             size = min(self.frame.group_tokens, own) if self.bank.groups else own
             queries = group_means(q_timeless.flatten(0, 1).transpose(0, 1), size)  # [B x H, groups, D]
             limit = min(self.bank.pages_read(count), means.shape[2])
             slots = select_pages(queries, means.flatten(0, 1), limit).slots.long()  # [B x H, groups, K]
-            listed = torch.zeros(*slots.shape[:2], means.shape[2], dtype=torch.bool).scatter_(2, slots, True)
+            nothing = torch.zeros(*slots.shape[:2], means.shape[2], dtype=torch.bool, device=q.device)
+            listed = nothing.scatter(2, slots, True)
             mask = listed.repeat_interleave(size, dim=1)[:, :own, page_of_row].unflatten(0, (batch, heads))
-        found = scaled_dot_product_attention(q[:, :, order], k[:, :, rows], v[:, :, rows], attn_mask=mask)
+        k_bank, v_bank = (x[:, :, rows.flatten()] for x in (k, v))
+        found = scaled_dot_product_attention(q[:, :, order], k_bank, v_bank, attn_mask=mask)
         return torch.empty_like(found).index_copy(2, order, found)
 
     def _timeless(self, x: Tensor, frames: range | tuple[int, ...]) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from ..config import MemoryConfig
 from ..frame_pages import MIN_PAGES_PER_FRAME, FramePages, PageShape, cut_frame
+from ..gates import GateForm
 from ..positions import PositionPolicy
-from ..presets import DECMEM, LONGREEL, OMNIMEM, PRESETS
+from ..presets import DECMEM, GATED_PRESETS, LONGREEL, OMNIMEM, PRESETS
 from ..prompt_bank import PromptBankConfig
 from .storyworld import HEIGHT, NAMES, WIDTH
 
@@ -56,6 +57,11 @@ def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, M
         "DecMem": replace(sink, sink_frames=0, bank=PRESETS[DECMEM].bank),
         "prompt bank": replace(sink, prompt_bank=PromptBankConfig()),
     }
+
+
+def gated_name(form: GateForm) -> str:
+    """The row of the memory that is read with gates of this form; the preset's own row is the same without."""
+    return f"{GATED_PRESETS[form]}, gated"
 
 
 def _reading(ours: MemoryConfig, **changes: Any) -> MemoryConfig:

@@ -17,19 +17,29 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...memory.chunks import Plan, plan_chunks
+from ...memory.gates import Gates
+from ...memory.presets import GATED_PRESETS
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
 from ...memory.training.linear_codec import drop_silent_branches
 from ...memory.training.recall import recall_film, sampling_levels, swapped_name
-from ...memory.training.recall_policies import Cell, RecallBench, recall_policies
+from ...memory.training.recall_policies import FULL, Cell, RecallBench, gated_name, recall_policies
 from ...memory.training.recall_samples import Drift, Sample, Samples
 from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_of
 from ...memory.training.storyworld import Film, Look, Shot, render_shot
 from ...memory.training.tiny_vae import FIRST_TEST_SEED
 from ..host.attach import attach_memory
-from ..host.build import build_tiny_vae, build_tiny_wan, read_shards, shipped_weights
+from ..host.build import (
+    WEIGHTS_FOLDER,
+    build_tiny_vae,
+    build_tiny_wan,
+    read_gates,
+    read_shards,
+    shipped_weights,
+)
 from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
+from ..host.gates import use_gates
 from ..host.guider import FilmGuider
 from ..host.keys import SESSION
 
@@ -100,12 +110,13 @@ class Drawn:
 
 
 class TinyModel:
-    """The tiny model, its VAE and its text encoder, in the host."""
+    """The tiny model, its VAE, its text encoder and its gates, in the host."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """Load what ships, or the model in `folder` as `longreel train tiny` writes it; ValueError without one."""
         wan, vae = load_weights(folder, "wan"), load_weights(folder, "vae")
         self.fingerprint = weights_fingerprint(wan, vae)
+        self.gates = read_gates(folder or WEIGHTS_FOLDER)
         self.model = build_tiny_wan(causal=True, weights=wan)
         self.vae = build_tiny_vae(weights=vae)
         drop_silent_branches(self.vae.first_stage_model)  # else films would cost more to encode than to draw
@@ -187,12 +198,13 @@ class TinyModel:
 
 
 def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
-    """The weights of a part in `folder`, or those that ship; a folder without a VAE goes with the one that ships.
+    """The weights of a part in `folder`, or those that ship.
 
-    Raises ValueError where there are none.
+    A folder without a VAE goes with the one that ships, one that has gates alone with the model that ships. Raises ValueError
+    where there are none.
     """
     weights = {} if folder is None else read_shards(folder, part)
-    if not weights and (folder is None or part == "vae"):
+    if not weights and (folder is None or part == "vae" or read_gates(folder)):
         weights = shipped_weights(part) or {}
     if not weights:
         place = "memory/weights" if folder is None else str(folder)
@@ -220,6 +232,9 @@ class RecallRun:
         self.bench, self.model, self.samples = bench, model, samples
         policies = recall_policies(bench.chunk_frames, bench.compare)
         self.remembering = {name: attach_memory(model.model, config) for name, config in policies.items()}
+        for name, (preset, gates) in gated_policies(bench, model).items():
+            self.remembering[name] = attach_memory(model.model, policies[preset])
+            use_gates(self.remembering[name], gates)
 
     def run(self, tell: Callable[[int], None]) -> None:
         """Measure what is not there yet; `tell` gets the number of films that are done."""
@@ -291,8 +306,18 @@ class RecallRun:
             self.samples.add(Drift(name, index, judged, tuple(background)))
 
 
+def gated_policies(bench: RecallBench, model: TinyModel) -> dict[str, tuple[str, Gates]]:
+    """The memories that the model brings gates for: by name, the one that is read without them, and the gates."""
+    if bench.compare != FULL.compare:
+        return {}
+    return {gated_name(gates.form): (GATED_PRESETS[gates.form], gates) for gates in model.gates}
+
+
 def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
     """Whatever changes a measured number, as JSON; how many films and which cells do not."""
+    policies = {name: config.described() for name, config in recall_policies(bench.chunk_frames, bench.compare).items()}
+    for name, (preset, gates) in gated_policies(bench, model).items():
+        policies[name] = {**policies[preset], "gates": weights_fingerprint(gates.named())}
     return {
         "weights": model.fingerprint,
         "chunk_frames": bench.chunk_frames,
@@ -301,7 +326,5 @@ def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
         "seed": bench.seed,
         "sampler": SAMPLER,
         "levels": sampling_levels(),
-        "policies": {
-            name: config.described() for name, config in recall_policies(bench.chunk_frames, bench.compare).items()
-        },
+        "policies": policies,
     }

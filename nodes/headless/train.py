@@ -112,6 +112,7 @@ def run_gates(args: argparse.Namespace) -> int:
         return _stopped()
     for path in save_weights(gates.named(), args.out, f"gates_{config.form}"):
         print(f"weights  {path}")
+    print(f"Do they help?  longreel bench recall --quick --weights {args.out}")
     return 0
 
 

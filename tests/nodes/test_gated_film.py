@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from pathlib import Path
 
+import comfy.sd
+import folder_paths
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from film import prompt, render
+from film import film_on_disk, planned, prompt, render
 from numerics import OPEN_GATE_ERROR, ROLLOUT_ERROR, relative_error
+from safetensors.torch import save_file
 from torch import Tensor
 from training_side import TrainingNoise, draw_last_chunk, training_batch, training_network
 
-from longreel.memory.chunks import plan_chunks, plan_frames
+from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import MemoryConfig
 from longreel.memory.gates import GateForm, Gates, fresh_gates
 from longreel.memory.presets import GATED_PRESETS, PRESETS
+from longreel.memory.rollout import FinishedChunk
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.gate_training import clip_spec, gated_reader
 from longreel.memory.training.recall import recall_film
 from longreel.nodes.headless.bench_recall import TinyModel, load_weights
+from longreel.nodes.host import attach
 from longreel.nodes.host.attach import attach_memory
-from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan, host_modules
+from longreel.nodes.host.build import WEIGHTS_FOLDER, TinyWanSpec, build_tiny_wan, host_modules, read_gates
 from longreel.nodes.host.fingerprint import model_fingerprint
-from longreel.nodes.host.gates import use_gates, used_gates
+from longreel.nodes.host.gates import bring_gates, brought_gates, use_gates, used_gates
 from longreel.nodes.host.wan import time_channels
+from longreel.nodes.sparse_kv_memory import OPTIONS, SparseKVMemory
+from longreel.nodes.tiny_storyboard_model import TinyStoryboardModel
 
 SPEC = TinyWanSpec(width=256, layers=2, ffn=512, seed=3)
 TWO_SHOTS = plan_chunks((3, 2), 3)
+TWO_STEPS = (1.0, 0.8333, 0.0)
 
 
 def lively_gates(form: GateForm, seed: int = 0) -> Gates:
     """Gates that differ from token to token and head to head."""
-    made = fresh_gates(form, SPEC.layers, SPEC.heads, SPEC.width, torch.Generator().manual_seed(seed))
-    return replace(made, weights=made.weights * 100, biases=torch.randn(made.biases.shape) * 0.5)
+    generator = torch.Generator().manual_seed(seed)
+    made = fresh_gates(form, SPEC.layers, SPEC.heads, SPEC.width, generator)
+    return replace(made, weights=made.weights * 100, biases=torch.randn(made.biases.shape, generator=generator) * 0.5)
 
 
 def config_of(form: GateForm, chunk_frames: int = 3) -> MemoryConfig:
@@ -76,3 +85,148 @@ def test_the_product_draws_the_chunk_that_training_with_gates_draws(
         attach_memory(tiny.model, reader.config), plan, prompts, latents[:, :, :-chunk_frames], TrainingNoise(11)
     )
     assert relative_error(ungated.probes[0], expected) > ROLLOUT_ERROR
+
+
+def window_alone(form: GateForm) -> Gates:
+    """Gates that let the window through and nothing else, as far as gates can."""
+    biases = [10.0 if branch == "window" else -10.0 for branch in form.branches] * SPEC.heads
+    made = lively_gates(form)
+    return Gates(form, torch.zeros_like(made.weights), torch.tensor([biases] * SPEC.layers))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("form", GateForm)
+def test_gates_that_are_open_for_the_window_alone_make_the_film_of_the_window(
+    model: ModelPatcher, form: GateForm, cfg: float
+) -> None:
+    config = config_of(form)
+    window = replace(config, bank=None)
+    gated_film = render(
+        gated(model, config, window_alone(form)), TWO_SHOTS, attached=True, sigmas=TWO_STEPS, cfg=cfg
+    ).latents
+    assert (
+        relative_error(gated_film, render(model, TWO_SHOTS, config=window, sigmas=TWO_STEPS, cfg=cfg).latents)
+        < cfg * OPEN_GATE_ERROR
+    )
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("form", GateForm)
+def test_a_gated_film_that_was_stopped_goes_on_with_the_same_bits(
+    model: ModelPatcher, form: GateForm, cfg: float
+) -> None:
+    remembering = gated(model, config_of(form), lively_gates(form))
+    whole = render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS, cfg=cfg)
+    kept = {chunk.chunk.index: chunk.latents for chunk in whole.chunks[:3]}
+    resumed = render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS, cfg=cfg, load=kept.get)
+    assert [chunk.replayed for chunk in resumed.chunks] == [True, True, True, False, False]
+    assert torch.equal(resumed.latents, whole.latents)
+
+
+@pytest.mark.parametrize("form", GateForm)
+def test_guided_shot_2_reads_shot_1_through_its_gates(model: ModelPatcher, form: GateForm) -> None:
+    """The only difference between the films is chunk 1, which has left the window."""
+
+    def last_chunk(first_words: int) -> Tensor:
+        prompts, negative = (prompt(first_words), prompt(1, words=5)), prompt(99, words=11)
+        film = render(
+            remembering,
+            TWO_SHOTS,
+            attached=True,
+            sigmas=TWO_STEPS,
+            prompts=prompts,
+            negative=negative,
+            cfg=5.0,
+            load=load,
+        )
+        return film.chunks[-1].latents
+
+    def load(index: int) -> Tensor | None:
+        return same[index] if index != 1 and index < 4 else None
+
+    remembering = gated(model, config_of(form), lively_gates(form))
+    same = [chunk.latents for chunk in render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS, cfg=5.0).chunks]
+    assert not torch.equal(last_chunk(0), last_chunk(5))
+
+
+def test_pages_in_files_make_the_gated_film_of_pages_in_ram(
+    model: ModelPatcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    remembering = gated(model, config_of(GateForm.OMNIMEM), lively_gates(GateForm.OMNIMEM))
+    in_ram = render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS).latents
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    monkeypatch.setattr(attach, "fits_in_ram", lambda needed: False)
+    seen: set[str] = set()
+
+    def look(chunk: FinishedChunk) -> None:
+        seen.update(file.name for file in tmp_path.glob("*/*"))
+
+    assert torch.equal(render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS, on_chunk=look).latents, in_ram)
+    assert seen == {"keys", "values", "page_means", "frame_means", "value_means"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gates_are_part_of_the_settings_of_a_film(model: ModelPatcher) -> None:
+    config = config_of(GateForm.OMNIMEM)
+    none, one, same, other = (
+        model_fingerprint(gated(model, config, gates))
+        for gates in (None, *(lively_gates(GateForm.OMNIMEM, seed) for seed in (0, 0, 1)))
+    )
+    assert none == model_fingerprint(attach_memory(model, config))
+    assert one == same
+    assert len({none, one, other}) == 3
+
+
+def test_gates_of_another_model_are_refused_before_the_film_begins(model: ModelPatcher) -> None:
+    gates = fresh_gates(GateForm.DECMEM, SPEC.layers, 12, 1536, torch.Generator())
+    film = film_on_disk(gated(model, config_of(GateForm.DECMEM), gates), planned())
+    with pytest.raises(ValueError, match=r"need 2 layers of weights \[2, 256\], got 2 of \[12, 1536\]"):
+        film.check()
+
+
+def remembered(model: ModelPatcher, preset: str, **settings: str) -> ModelPatcher:
+    (remembering,) = SparseKVMemory.execute(model, preset, 9, 3, "absolute", 21, **settings).args
+    assert isinstance(remembering, ModelPatcher)
+    return remembering
+
+
+@pytest.mark.parametrize("preset", OPTIONS)
+def test_each_preset_takes_the_gates_that_were_trained_for_it(model: ModelPatcher, preset: str) -> None:
+    both, one = model.clone(), model.clone()
+    bring_gates(both, tuple(lively_gates(form) for form in GateForm))
+    bring_gates(one, (lively_gates(GateForm.DECMEM),))
+    fitting = {"OmniMem": GateForm.OMNIMEM, "DecMem": GateForm.DECMEM}.get(preset)
+    used = used_gates(remembered(both, preset))
+    assert (None if used is None else used.form) == fitting
+    assert (used_gates(remembered(one, preset)) is not None) == (preset in ("DecMem", "custom"))
+    assert used_gates(remembered(both, preset, gates="off")) is None
+    assert used_gates(remembered(model, preset)) is None
+
+
+def test_a_later_memory_takes_back_what_an_earlier_one_gated(model: ModelPatcher) -> None:
+    both = model.clone()
+    bring_gates(both, tuple(lively_gates(form) for form in GateForm))
+    assert used_gates(remembered(remembered(both, "OmniMem"), "window")) is None
+
+
+@pytest.mark.parametrize("name", ["omnimem_gates", "g_proj"])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_gates_are_found_in_the_file_that_the_host_loaded(host: object, tmp_path: Path, name: str, prefix: str) -> None:
+    gates, file = lively_gates(GateForm.OMNIMEM), tmp_path / "gated.safetensors"
+    named = {key.replace("omnimem_gates", name): tensor for key, tensor in gates.named().items()}
+    state = host_modules().new_wan(SPEC).state_dict() | named
+    save_file({prefix + key: tensor.contiguous() for key, tensor in state.items()}, file)
+    loaded = comfy.sd.load_diffusion_model(str(file))
+    found = used_gates(remembered(loaded, "OmniMem"))
+    assert found is not None
+    assert torch.equal(found.weights, gates.weights)
+    assert torch.equal(found.biases, gates.biases)
+    assert used_gates(remembered(loaded, "DecMem")) is None
+
+
+def test_the_tiny_model_brings_the_gates_that_ship(host: object) -> None:
+    model = TinyStoryboardModel.execute().args[0]
+    shipped = {gates.form: gates for gates in read_gates(WEIGHTS_FOLDER)}
+    brought = {gates.form: gates for gates in brought_gates(model)}
+    assert brought.keys() == shipped.keys()
+    assert all(torch.equal(brought[form].weights, shipped[form].weights) for form in shipped)
