@@ -85,8 +85,9 @@ class Compression:
         """Attention `[L, H, D]`, in float32, of turned queries over all means; `k`, `v` `[L, H, D]` are the chunk's own."""
         own = dense_attention(q, self._own_means(k), self._own_means(v))
         state = AttentionState(own.out.float(), own.lse)
-        means = (x[:, :, None] for x in (self.store.page_means(layer, stream), self.store.value_means(layer, stream)))
-        pages = Pages(*means, self._lengths.expand(len(self._k), -1))  # pages of one token each
+        k_means, v_means = self.store.page_means(layer, stream), self.store.value_means(layer, stream)
+        lengths = self._lengths.expand(len(self._k), -1)
+        pages = Pages(k_means[:, :, None], v_means[:, :, None], lengths)  # of one token each
         rows = torch.arange(self._slice, dtype=torch.int32, device=q.device)
         for start in range(0, self.pages, self._slice):
             slots, turns = (x[start : start + self._slice].expand(len(self._k), -1) for x in (self._slots, self._turns))

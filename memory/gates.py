@@ -61,7 +61,8 @@ class Gates:
     def values(self, layer: int, x: Tensor) -> Tensor:
         """Gates `[B, L, H, branches]`, 0 to 1, in float32, of the hidden state `[B, L, C]` of a layer."""
         logits = linear(x.float(), self.weights[layer], self.biases[layer]).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        return logits.sigmoid().unflatten(-1, (-1, len(self.form.branches)))
+        values: Tensor = logits.sigmoid().unflatten(-1, (-1, len(self.form.branches)))
+        return values
 
     def mix(self, values: Tensor, branches: Mapping[str, Tensor]) -> Tensor:
         """Output `[..., H, D]` of branches of that shape and their gates `[..., H, branches]`.

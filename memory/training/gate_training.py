@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..config import KVSpec
 from ..frame_pages import cut_frame
@@ -90,7 +89,7 @@ def clip_spec(network: Any, time_channels: int) -> KVSpec:
 def train_gates(
     config: GateTraining,
     modules: Any,
-    network: nn.Module,
+    network: Any,
     codec: TileCodec,
     out: Path,
     device: str = "cpu",
@@ -102,7 +101,7 @@ def train_gates(
     """
     run = RunFolder(out, config)
     network.to(device).eval().requires_grad_(False)
-    spec = clip_spec(network, modules.time_channels(network.dim // network.num_heads))  # type: ignore[operator, arg-type]
+    spec = clip_spec(network, modules.time_channels(network.dim // network.num_heads))
     form = GateForm(config.form)
     gates = fresh_gates(
         form, spec.layers, spec.heads, spec.heads * spec.head_dim, generator_for(config.seed, "gates", 0)
