@@ -8,7 +8,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..memory.config import LONGEST_TRAINED_FRAMES, BankConfig, MemoryConfig
-from ..memory.gates import Gates
 from ..memory.positions import PositionPolicy
 from ..memory.presets import DECMEM, FULL, GATED_PRESETS, LONGLIVE, LONGREEL, OMNIMEM, PRESETS
 from .host.attach import attach_memory, memory_config
@@ -187,12 +186,7 @@ class SparseKVMemory(io.ComfyNode):
         )
         remembering = attach_memory(model, config)
         searches = config.bank is not None
-        use_gates(remembering, _fitting(preset, brought_gates(model)) if searches and gates == AUTO else None)
+        brought = brought_gates(model) if searches and gates == AUTO else None
+        fits = brought is not None and preset in (GATED_PRESETS[brought.form], CUSTOM)
+        use_gates(remembering, brought if fits else None)
         return io.NodeOutput(remembering)
-
-
-def _fitting(preset: str, gates: tuple[Gates, ...]) -> Gates | None:
-    """The gates that a preset is read with; 'custom' takes those of a checkpoint, which has one kind."""
-    if preset == CUSTOM:
-        return gates[0] if len(gates) == 1 else None
-    return next((one for one in gates if GATED_PRESETS[one.form] == preset), None)

@@ -1,4 +1,4 @@
-"""Trains the gates of a tiny Wan whose own weights stay as they are."""
+"""Trains gates for a tiny Wan, and its self-attention with them; everything else of it stays as it is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import KVSpec
 from ..frame_pages import cut_frame
@@ -17,6 +18,7 @@ from ..gates import GateForm, Gates, fresh_gates
 from ..presets import GATED_PRESETS, PRESETS
 from .clips import COLUMNS, ROWS, TileCodec, clip_batch
 from .gated_reader import GatedReader
+from .muon import Muon
 from .recall_policies import WINDOW_CHUNKS
 from .run_folder import RunFolder, generator_for
 from .tiny_training import Stage, TinyTraining, flow_loss, rate_factor, training_films
@@ -24,19 +26,25 @@ from .tiny_training import Stage, TinyTraining, flow_loss, rate_factor, training
 GATE_STAGES = (Stage(0, 4, 12, (1, 1, 3), 3, 4, 6, 24, 0.0, 0.1, 8.0, 0.0),)
 """The films of the last stretch of the tiny Wan's own training, without its lesson: weights that stay have nothing to learn."""
 
+TRAINED_WITH_GATES = ".self_attn."
+"""Part of the names of the weights that learn to be read in branches."""
+
 
 @dataclass(frozen=True, slots=True)
 class GateTraining:
-    """How gates of a `form` (a value of `GateForm`) are trained: `steps` of AdamW at `rate`, averaged.
+    """How gates of a `form` (a value of `GateForm`) are trained, averaged over the last steps.
 
-    Films, noise and loss are those of `TinyTraining`. `start` names the weights that the model has. Raises ValueError
+    `rate` is AdamW's for the gates, `vector_rate` for the vectors of the self-attention, `matrix_rate` Muon's for its
+    matrices. Films, noise and loss are those of `TinyTraining`. `start` names the weights that the model has. Raises ValueError
     where a count makes no sense.
     """
 
     form: str
     steps: int = 150
     stages: tuple[Stage, ...] = GATE_STAGES
-    rate: float = 5e-3
+    rate: float = 1e-2
+    matrix_rate: float = 1e-3
+    vector_rate: float = 1e-3
     warm_up: int = 10
     cool_down: int = 50
     noisy_copies: int = 2
@@ -94,27 +102,30 @@ def train_gates(
     out: Path,
     device: str = "cpu",
     tell: Callable[[dict[str, float]], None] = lambda row: None,
-) -> Gates:
-    """Train gates for `network` (or continue the run in `out`) and return their average.
+) -> dict[str, Tensor]:
+    """Train gates and self-attention of `network` (or continue the run in `out`); what was trained, averaged, by its keys.
 
     Arguments, resuming and errors are those of `train_tiny`.
     """
     run = RunFolder(out, config)
-    network.to(device).eval().requires_grad_(False)
     spec = clip_spec(network, modules.time_channels(network.dim // network.num_heads))
-    form = GateForm(config.form)
-    gates = fresh_gates(
-        form, spec.layers, spec.heads, spec.heads * spec.head_dim, generator_for(config.seed, "gates", 0)
-    ).to(torch.device(device))
-    parts = [gates.weights.requires_grad_(), gates.biases.requires_grad_()]
-    optimiser = torch.optim.AdamW(parts, lr=config.rate, betas=(0.9, 0.95), weight_decay=0.0)
+    width, form = spec.heads * spec.head_dim, GateForm(config.form)
+    fresh = fresh_gates(form, spec.layers, spec.heads, width, generator_for(config.seed, "gates", 0))
+    gates = fresh.to(torch.device(device))
+    network.to(device).eval().requires_grad_(False)
+    attention = {name: part for name, part in network.named_parameters() if TRAINED_WITH_GATES in name}
+    parts = [gates.weights, gates.biases, *attention.values()]
+    for part in parts:
+        part.requires_grad_()
+    optimisers = _optimisers(config, parts[:2], list(attention.values()))
     average = [part.detach().clone() for part in parts]
     first = 0
     state = run.load()
     if state is not None:
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         with torch.no_grad():
-            for part, saved in zip(parts, state["gates"], strict=True):
+            for part, saved in zip(parts, state["parts"], strict=True):
                 part.copy_(saved)
         average = [part.to(device) for part in state["average"]]
         first = int(state["step"])
@@ -126,21 +137,36 @@ def train_gates(
             reader = gated_reader(gates, chunk_frames, spec)
             with reader.listening(network):
                 loss = flow_loss(network, clip_batch(clips, codec, chunk_frames), films, step, device, reader)
-            optimiser.param_groups[0]["lr"] = config.rate * rate_factor(films, step)
-            optimiser.zero_grad(set_to_none=True)
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = group["full_rate"] * rate_factor(films, step)
+                optimiser.zero_grad(set_to_none=True)
             loss.total.backward()
             norm = torch.nn.utils.clip_grad_norm_(parts, 1.0)
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
             decay = min(config.average_decay, step / (step + 10))
             torch._foreach_lerp_(average, [part.detach() for part in parts], 1 - decay)
             row = {"step": step + 1, "loss": loss.total.item(), "character_loss": loss.character.item()}
             row |= {"norm": norm.item(), "seconds": time.monotonic() - clock}
             if not math.isfinite(row["loss"]):
-                raise ValueError(f"The loss became {row['loss']} at step {step + 1}. Start anew with half the rate.")
+                raise ValueError(f"The loss became {row['loss']} at step {step + 1}. Start anew with half the rates.")
             run.log(row)
             tell(row)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                kept = {"gates": [part.detach() for part in parts], "optimiser": optimiser.state_dict()}
+                kept = {"parts": [part.detach() for part in parts], "optimisers": [o.state_dict() for o in optimisers]}
                 run.save({"step": step + 1, "average": average, **kept})
                 run.draw_curve("loss")
-    return Gates(form, *average)
+    weights, biases, *rest = average
+    return Gates(form, weights, biases).named() | dict(zip(attention, rest, strict=True))
+
+
+def _optimisers(config: GateTraining, gates: list[Tensor], attention: list[Tensor]) -> list[torch.optim.Optimizer]:
+    matrices = [part for part in attention if part.ndim == 2]
+    vectors = [part for part in attention if part.ndim == 1]
+    adam = torch.optim.AdamW(
+        [{"params": gates, "full_rate": config.rate}, {"params": vectors, "full_rate": config.vector_rate}],
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+    )
+    return [adam, Muon([{"params": matrices, "full_rate": config.matrix_rate}], lr=config.matrix_rate)]

@@ -17,7 +17,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...memory.chunks import Plan, plan_chunks
-from ...memory.gates import Gates
+from ...memory.config import MemoryConfig
+from ...memory.gates import GateForm
 from ...memory.presets import GATED_PRESETS
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
@@ -33,13 +34,13 @@ from ..host.build import (
     WEIGHTS_FOLDER,
     build_tiny_vae,
     build_tiny_wan,
-    read_gates,
+    gated_weights,
     read_shards,
     shipped_weights,
 )
 from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
-from ..host.gates import use_gates
+from ..host.gates import brought_gates, use_gates
 from ..host.guider import FilmGuider
 from ..host.keys import SESSION
 
@@ -109,15 +110,38 @@ class Drawn:
     peak_bytes: int
 
 
+class GatedModel:
+    """The tiny model as it was trained with gates of a form."""
+
+    def __init__(self, form: GateForm, folder: Path | None) -> None:
+        """Load what ships, or what `longreel train tiny --gates` wrote into `folder`."""
+        weights = gated_weights(form, folder or WEIGHTS_FOLDER)
+        assert weights is not None
+        self.name, self.preset = gated_name(form), GATED_PRESETS[form]
+        self.fingerprint = weights_fingerprint(weights)
+        self._model = build_tiny_wan(causal=True, weights=weights)
+
+    def remembering(self, config: MemoryConfig) -> ModelPatcher:
+        """The model with this memory, read in gated branches."""
+        model = attach_memory(self._model, config)
+        use_gates(model, brought_gates(self._model))
+        return model
+
+
+def has_gates(form: GateForm, folder: Path | None) -> bool:
+    """Whether gates of this form ship, or are in `folder`."""
+    return gated_weights(form, folder or WEIGHTS_FOLDER) is not None
+
+
 class TinyModel:
-    """The tiny model, its VAE, its text encoder and its gates, in the host."""
+    """The tiny model, its VAE, its text encoder and its sisters with gates, in the host."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """Load what ships, or the model in `folder` as `longreel train tiny` writes it; ValueError without one."""
         wan, vae = load_weights(folder, "wan"), load_weights(folder, "vae")
         self.fingerprint = weights_fingerprint(wan, vae)
-        self.gates = read_gates(folder or WEIGHTS_FOLDER)
         self.model = build_tiny_wan(causal=True, weights=wan)
+        self.gated = tuple(GatedModel(form, folder) for form in GateForm if has_gates(form, folder))
         self.vae = build_tiny_vae(weights=vae)
         drop_silent_branches(self.vae.first_stage_model)  # else films would cost more to encode than to draw
         self.clip = build_demo_clip()
@@ -204,7 +228,7 @@ def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, 
     where there are none.
     """
     weights = {} if folder is None else read_shards(folder, part)
-    if not weights and (folder is None or part == "vae" or read_gates(folder)):
+    if not weights and (folder is None or part == "vae" or any(has_gates(form, folder) for form in GateForm)):
         weights = shipped_weights(part) or {}
     if not weights:
         place = "memory/weights" if folder is None else str(folder)
@@ -232,9 +256,8 @@ class RecallRun:
         self.bench, self.model, self.samples = bench, model, samples
         policies = recall_policies(bench.chunk_frames, bench.compare)
         self.remembering = {name: attach_memory(model.model, config) for name, config in policies.items()}
-        for name, (preset, gates) in gated_policies(bench, model).items():
-            self.remembering[name] = attach_memory(model.model, policies[preset])
-            use_gates(self.remembering[name], gates)
+        for gated in gated_models(bench, model):
+            self.remembering[gated.name] = gated.remembering(policies[gated.preset])
 
     def run(self, tell: Callable[[int], None]) -> None:
         """Measure what is not there yet; `tell` gets the number of films that are done."""
@@ -306,18 +329,16 @@ class RecallRun:
             self.samples.add(Drift(name, index, judged, tuple(background)))
 
 
-def gated_policies(bench: RecallBench, model: TinyModel) -> dict[str, tuple[str, Gates]]:
-    """The memories that the model brings gates for: by name, the one that is read without them, and the gates."""
-    if bench.compare != FULL.compare:
-        return {}
-    return {gated_name(gates.form): (GATED_PRESETS[gates.form], gates) for gates in model.gates}
+def gated_models(bench: RecallBench, model: TinyModel) -> tuple[GatedModel, ...]:
+    """The models with gates whose rows stand beside those of the memories."""
+    return model.gated if bench.compare == FULL.compare else ()
 
 
 def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
     """Whatever changes a measured number, as JSON; how many films and which cells do not."""
     policies = {name: config.described() for name, config in recall_policies(bench.chunk_frames, bench.compare).items()}
-    for name, (preset, gates) in gated_policies(bench, model).items():
-        policies[name] = {**policies[preset], "gates": weights_fingerprint(gates.named())}
+    for gated in gated_models(bench, model):
+        policies[gated.name] = {**policies[gated.preset], "gates": gated.fingerprint}
     return {
         "weights": model.fingerprint,
         "chunk_frames": bench.chunk_frames,

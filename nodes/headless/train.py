@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tiny.add_argument(
         "--gates",
         choices=GATE_FORMS,
-        help="train the gates of this memory alone, for the model that ships or the one in --weights",
+        help="continue the model that ships, or the one in --weights, with the gates of this memory",
     )
     tiny.add_argument("--device", choices=DEVICES, default="auto")
     tiny.set_defaults(train=run_tiny)
@@ -107,10 +107,10 @@ def run_gates(args: argparse.Namespace) -> int:
     device = str(comfy.model_management.get_torch_device())
     print(f"Training gates to step {config.steps} on {device}. Ctrl-C stops it; the same command goes on.")
     try:
-        gates = train_gates(config, modules, model, codec, args.out, device, _tell)
+        trained = train_gates(config, modules, model, codec, args.out, device, _tell)
     except KeyboardInterrupt:
         return _stopped()
-    for path in save_weights(gates.named(), args.out, f"gates_{config.form}"):
+    for path in save_weights(trained, args.out, f"gates_{config.form}"):
         print(f"weights  {path}")
     print(f"Do they help?  longreel bench recall --quick --weights {args.out}")
     return 0

@@ -20,8 +20,9 @@ from comfy.ldm.wan.vae import WanVAE
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ...memory.gates import GateForm, Gates, find_gates
+from ...memory.gates import GateForm, find_gates, gate_keys
 from ...memory.training.initialise import initialise_vae, initialise_wan
+from .gates import bring_gates
 from .wan import time_channels
 
 HEAD_SIZE = 128
@@ -133,10 +134,14 @@ def shipped_weights(part: Literal["wan", "vae"]) -> dict[str, Tensor] | None:
     return read_shards(WEIGHTS_FOLDER, part) or None
 
 
-def read_gates(folder: Path) -> tuple[Gates, ...]:
-    """The trained gates in a folder, in files `tiny_gates_<form>.safetensors`; ValueError for broken ones."""
-    found = (find_gates(read_shards(folder, f"gates_{form.value}")) for form in GateForm)
-    return tuple(gates for gates in found if gates is not None)
+def gated_weights(form: GateForm, folder: Path = WEIGHTS_FOLDER) -> dict[str, Tensor] | None:
+    """The tiny Wan in a folder (or else the one that ships) with its gates and what was trained with them, or None.
+
+    The files `tiny_gates_<form>*.safetensors` hold what is other than in the model that gates were trained for.
+    """
+    trained = read_shards(folder, f"gates_{form.value}")
+    base = read_shards(folder, "wan") or shipped_weights("wan")
+    return {**base, **trained} if trained and base else None
 
 
 def build_tiny_wan(
@@ -148,9 +153,13 @@ def build_tiny_wan(
     """A tiny Wan text-to-video model, detected and loaded by the host itself.
 
     `causal` writes the metadata by which the host picks its causal class (flow shift 5 instead of 8).
-    `weights` (a Wan state dict of any tiny shape) replaces the seeded random weights of `spec`.
+    `weights` (a Wan state dict of any tiny shape) replaces the seeded random weights of `spec`; gates among them come
+    with the model. Raises ValueError for weights that are no Wan and for broken gates.
     """
     state = dict(weights) if weights is not None else _new_wan(spec or TinyWanSpec()).state_dict()
+    gates = find_gates(state)
+    for key in gate_keys(list(state)):
+        del state[key]
     metadata = CAUSAL_METADATA if causal else None
     model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype}, metadata=metadata)
     if model is None:
@@ -158,6 +167,8 @@ def build_tiny_wan(
             f"The host did not recognise these weights as a Wan model: needed Wan 2.1 keys such as 'head.modulation', "
             f"got {len(state)} other tensors. Give the weights as `longreel train tiny` writes them."
         )
+    if gates is not None:
+        bring_gates(model, gates)
     return model
 
 

@@ -13,26 +13,25 @@ from .keys import GATES
 SUFFIXES = (".safetensors", ".sft")
 
 
-def bring_gates(model: ModelPatcher, gates: tuple[Gates, ...]) -> None:
-    """Give a model gates that are not in its checkpoint, at most one set of each form."""
+def bring_gates(model: ModelPatcher, gates: Gates) -> None:
+    """Give a model that was not loaded from a file its gates."""
     model.set_attachments(GATES, gates)
 
 
-def brought_gates(model: ModelPatcher) -> tuple[Gates, ...]:
-    """The gates that a model brings: given to it, or else in the checkpoint that it was loaded from.
+def brought_gates(model: ModelPatcher) -> Gates | None:
+    """The gates that a model brings, or None: given to it, or else in the checkpoint that it was loaded from.
 
     The host drops weights that it does not know, but a patcher remembers how it was loaded; only the gates are read
     again. Raises ValueError for gates that are broken.
     """
-    given: tuple[Gates, ...] | None = model.attachments.get(GATES)
+    given: Gates | None = model.attachments.get(GATES)
     if given is not None:
         return given
     checkpoint = _checkpoint(model)
     if checkpoint is None:
-        return ()
+        return None
     with safe_open(checkpoint, framework="pt") as file:
-        gates = find_gates({key: file.get_tensor(key) for key in gate_keys(file.keys())})
-    return () if gates is None else (gates,)
+        return find_gates({key: file.get_tensor(key) for key in gate_keys(file.keys())})
 
 
 def _checkpoint(model: ModelPatcher) -> Path | None:

@@ -27,12 +27,12 @@ from longreel.memory.training.recall import recall_film
 from longreel.nodes.headless.bench_recall import TinyModel, load_weights
 from longreel.nodes.host import attach
 from longreel.nodes.host.attach import attach_memory
-from longreel.nodes.host.build import WEIGHTS_FOLDER, TinyWanSpec, build_tiny_wan, host_modules, read_gates
+from longreel.nodes.host.build import WEIGHTS_FOLDER, TinyWanSpec, build_tiny_wan, gated_weights, host_modules
 from longreel.nodes.host.fingerprint import model_fingerprint
 from longreel.nodes.host.gates import bring_gates, brought_gates, use_gates, used_gates
 from longreel.nodes.host.wan import time_channels
 from longreel.nodes.sparse_kv_memory import OPTIONS, SparseKVMemory
-from longreel.nodes.tiny_storyboard_model import TinyStoryboardModel
+from longreel.nodes.tiny_storyboard_model import FORMS, TinyStoryboardModel
 
 SPEC = TinyWanSpec(width=256, layers=2, ffn=512, seed=3)
 TWO_SHOTS = plan_chunks((3, 2), 3)
@@ -191,22 +191,22 @@ def remembered(model: ModelPatcher, preset: str, **settings: str) -> ModelPatche
 
 
 @pytest.mark.parametrize("preset", OPTIONS)
-def test_each_preset_takes_the_gates_that_were_trained_for_it(model: ModelPatcher, preset: str) -> None:
-    both, one = model.clone(), model.clone()
-    bring_gates(both, tuple(lively_gates(form) for form in GateForm))
-    bring_gates(one, (lively_gates(GateForm.DECMEM),))
-    fitting = {"OmniMem": GateForm.OMNIMEM, "DecMem": GateForm.DECMEM}.get(preset)
-    used = used_gates(remembered(both, preset))
-    assert (None if used is None else used.form) == fitting
-    assert (used_gates(remembered(one, preset)) is not None) == (preset in ("DecMem", "custom"))
-    assert used_gates(remembered(both, preset, gates="off")) is None
+@pytest.mark.parametrize("form", GateForm)
+def test_gates_are_used_by_the_preset_that_they_were_trained_for_and_by_custom(
+    model: ModelPatcher, form: GateForm, preset: str
+) -> None:
+    gated_model, gates = model.clone(), lively_gates(form)
+    bring_gates(gated_model, gates)
+    used = used_gates(remembered(gated_model, preset))
+    assert used is (gates if preset in (GATED_PRESETS[form], "custom") else None)
+    assert used_gates(remembered(gated_model, preset, gates="off")) is None
     assert used_gates(remembered(model, preset)) is None
 
 
 def test_a_later_memory_takes_back_what_an_earlier_one_gated(model: ModelPatcher) -> None:
-    both = model.clone()
-    bring_gates(both, tuple(lively_gates(form) for form in GateForm))
-    assert used_gates(remembered(remembered(both, "OmniMem"), "window")) is None
+    gated_model = model.clone()
+    bring_gates(gated_model, lively_gates(GateForm.OMNIMEM))
+    assert used_gates(remembered(remembered(gated_model, "OmniMem"), "window")) is None
 
 
 @pytest.mark.parametrize("name", ["omnimem_gates", "g_proj"])
@@ -224,9 +224,35 @@ def test_gates_are_found_in_the_file_that_the_host_loaded(host: object, tmp_path
     assert used_gates(remembered(loaded, "DecMem")) is None
 
 
-def test_the_tiny_model_brings_the_gates_that_ship(host: object) -> None:
-    model = TinyStoryboardModel.execute().args[0]
-    shipped = {gates.form: gates for gates in read_gates(WEIGHTS_FOLDER)}
-    brought = {gates.form: gates for gates in brought_gates(model)}
-    assert brought.keys() == shipped.keys()
-    assert all(torch.equal(brought[form].weights, shipped[form].weights) for form in shipped)
+def test_tiny_weights_with_gates_are_a_model_that_brings_them(host: object) -> None:
+    gates = lively_gates(GateForm.DECMEM)
+    built = build_tiny_wan(weights=host_modules().new_wan(SPEC).state_dict() | gates.named())
+    found = brought_gates(built)
+    assert found is not None
+    assert torch.equal(found.weights, gates.weights)
+    assert brought_gates(build_tiny_wan(SPEC)) is None
+
+
+@pytest.mark.parametrize("choice", FORMS)
+def test_the_tiny_model_is_trained_for_the_memory_that_it_says(
+    host: object, choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = FORMS[choice]
+    if form is not None:
+        gates = fresh_gates(form, 4, 2, 256, torch.Generator().manual_seed(0))
+        save_weights(gates.named(), tmp_path, f"gates_{form.value}")
+        for shard in WEIGHTS_FOLDER.glob("tiny_wan*"):
+            (tmp_path / shard.name).symlink_to(shard)
+        monkeypatch.setattr(gated_weights, "__defaults__", (tmp_path,))
+    brought = brought_gates(TinyStoryboardModel.execute(choice).args[0])
+    assert (None if brought is None else brought.form) == form
+
+
+def test_a_tiny_model_whose_gates_are_missing_says_how_they_are_made(
+    host: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gated_weights, "__defaults__", (tmp_path,))
+    with pytest.raises(
+        ValueError, match=r"needs tiny_gates_decmem\.safetensors\. Train them with `longreel train tiny"
+    ):
+        TinyStoryboardModel.execute("DecMem")

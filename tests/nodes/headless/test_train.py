@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
@@ -56,8 +57,15 @@ def test_training_gates_writes_gates_that_fit_the_model_that_ships(
     said = capsys.readouterr().out
     assert f"weights  {tmp_path / 'tiny_gates_decmem.safetensors'}" in said
     assert f"longreel bench recall --quick --weights {tmp_path}" in said
-    from longreel.nodes.host.build import read_gates
+    from longreel.memory.gates import GateForm, find_gates
+    from longreel.nodes.host.build import gated_weights, shipped_weights
 
-    (gates,) = read_gates(tmp_path)
+    weights, shipped = gated_weights(GateForm.DECMEM, tmp_path), shipped_weights("wan")
+    assert weights is not None
+    assert shipped is not None
+    gates = find_gates(weights)
+    assert gates is not None
     assert gates.weights.shape == (4, 2, 256)
-    assert (tmp_path / "tiny_gates_decmem.safetensors").stat().st_size < 10_000
+    assert weights.keys() == shipped.keys() | gates.named().keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in shipped.items() if ".self_attn." not in name)
+    assert gated_weights(GateForm.OMNIMEM, tmp_path) is None
