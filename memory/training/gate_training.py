@@ -40,13 +40,13 @@ class GateTraining:
     """
 
     form: str
-    steps: int = 150
+    steps: int = 200
     stages: tuple[Stage, ...] = GATE_STAGES
     rate: float = 1e-2
     matrix_rate: float = 1e-3
     vector_rate: float = 1e-3
     warm_up: int = 10
-    cool_down: int = 50
+    cool_down: int = 60
     noisy_copies: int = 2
     average_decay: float = 0.95
     seed: int = 0

@@ -24,7 +24,7 @@ PROBE_FILMS = 12
 TELL_EVERY = 25
 LAYERS = 4
 GATE_FORMS = ("omnimem", "decmem")
-GATE_STEPS = 150
+GATE_STEPS = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
