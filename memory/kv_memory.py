@@ -19,7 +19,9 @@ from ..kernels.page_attention import page_attention
 from ..kernels.page_copy import copy_pages, time_rotation
 from ..kernels.pages import Pages
 from .bank import Bank
+from .compression import Compression
 from .config import KVSpec, MemoryConfig
+from .gates import GateForm
 from .page_store import PageStore
 from .page_table import PageTable
 from .positions import assign_times
@@ -49,12 +51,14 @@ class KVMemory:
         longest_prompt: int = 0,
         *,
         tallied: bool = False,
+        gates: GateForm | None = None,
     ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
 
         There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. `longest_prompt` is
         in words, of whom a prompt bank may keep a record. With `tallied` it is counted what each chunk reads of the bank,
-        which changes no bit of the film. Raises ValueError when a chunk does not fit into the window.
+        which changes no bit of the film. `gates` says in which branches a memory with a bank is read; without, it is read with one
+        softmax. Raises ValueError when a chunk does not fit into the window.
         """
         config.check_chunk(chunk_frames)
         self.spec, self.config, self.streams, self.chunk_frames = spec, config, streams, chunk_frames
@@ -63,10 +67,14 @@ class KVMemory:
         self.frame = config.cut(spec.rows, spec.columns)
         kept = config.kept_frames(chunk_frames, film_frames, len(pinned))
         eight_bit = config.bank is not None and config.bank.eight_bit
-        self.store = PageStore(spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit)
+        compressed = gates is GateForm.OMNIMEM
+        self.store = PageStore(
+            spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit, compressed=compressed
+        )
         paged = config.paged(self.frame.count)
         self.watch = Stopwatch(spec.device)
         self.bank = None if paged is None else Bank(paged, self.store, self.watch)
+        self.compression = Compression(self.store) if compressed else None
         if tallied and self.bank is not None:
             self.bank.keep_tally(self._bank_slot)
         self.record: TextRecord | None = None
@@ -97,7 +105,8 @@ class KVMemory:
         if self.bank is None:
             return working + (0 if self.store.indexed else self.store.bytes)
         lengths = self.streams * spec.layers * spec.heads * self._pages * torch.int32.itemsize
-        return working + lengths + self.bank.bytes
+        compression = 0 if self.compression is None else self.compression.bytes
+        return working + lengths + self.bank.bytes + compression
 
     @property
     def host_bytes(self) -> int:
@@ -119,7 +128,8 @@ class KVMemory:
     def frames_worth(self) -> float:
         """How many keys of older frames a query of the present chunk reads, in keys of a frame."""
         pages = self.bank.pages_read if self.bank is not None else 0
-        return self._dense_frames + pages * self.frame.page_tokens / self.spec.frame_tokens
+        means = self.compression.pages if self.compression is not None else 0
+        return self._dense_frames + (pages * self.frame.page_tokens + means) / self.spec.frame_tokens
 
     @property
     def moved_bytes(self) -> int:
@@ -147,6 +157,8 @@ class KVMemory:
             lengths = (self.streams, spec.layers, spec.heads, self._pages)
             self._lengths = torch.full(lengths, self.frame.page_tokens, dtype=torch.int32, device=spec.device)
             self.bank.allocate()
+        if self.compression is not None:
+            self.compression.allocate()
         self._working = (k, v)
 
     def release(self) -> None:
@@ -156,6 +168,8 @@ class KVMemory:
             self.record.release()
         if self.bank is not None:
             self.bank.release()
+        if self.compression is not None:
+            self.compression.release()
         self._working = self.current_rotation = None
         self._lengths = self._order = torch.empty(0)
         self._places = {}
@@ -200,10 +214,12 @@ class KVMemory:
         v_work[start:end] = v
         return k_work[None, :end], v_work[None, :end]
 
-    def read_selected(self, layer: int, stream: int, q: Tensor, q_timeless: Tensor) -> Tensor:
+    def read_selected(
+        self, layer: int, stream: int, q: Tensor, q_timeless: Tensor, *, pages_alone: bool = False
+    ) -> Tensor:
         """Attention `[1, L, H x D]` of queries `[L, H, D]` over what `read` placed and the pages that their groups choose.
 
-        `q` is turned in space and time, `q_timeless` in space alone.
+        `q` is turned in space and time, `q_timeless` in space alone. `pages_alone` leaves out what `read` placed.
         """
         assert self._working is not None
         assert self.bank is not None
@@ -211,7 +227,7 @@ class KVMemory:
         working = Pages(k, v, self._lengths[stream, layer])
         with self.watch.timed("select"):
             lists = self.bank.choose(layer, stream, q_timeless[self._order], working, self._bank_slot)
-        dense_tokens = self._dense_frames * self.spec.frame_tokens + len(q)
+        dense_tokens = 0 if pages_alone else self._dense_frames * self.spec.frame_tokens + len(q)
         group_tokens = self.bank.group_tokens(len(q))
         state = page_attention(q[self._order], working, lists, dense_tokens=dense_tokens, group_tokens=group_tokens)
         out = torch.empty_like(state.out)
@@ -290,6 +306,8 @@ class KVMemory:
         if self.bank is not None and layers.start == 0:
             slots = [self.table.first_slot(frame) for frame in choice.bank]
             self.bank.begin(choice.bank, slots, [time_of[frame] for frame in choice.bank])
+        if self.compression is not None and layers.start == 0:
+            self.compression.begin([self.table.first_slot(frame) for frame in seen], [time_of[frame] for frame in seen])
 
     @property
     def _dense_rows(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from .config import BankConfig, MemoryConfig
 from .frame_pages import PageShape
+from .gates import GateForm
 from .prompt_bank import PromptBankConfig, Scorer
 
 LONGREEL, OMNIMEM, DECMEM, LONGLIVE, FULL = "LongReel", "OmniMem", "DecMem", "LongLive", "full"
@@ -32,6 +33,8 @@ PRESETS: dict[str, MemoryConfig] = {
     FULL: MemoryConfig(window_frames=None, sink_frames=0),
 }
 """Without gates (weights that only their own checkpoints have) all of them read with one softmax."""
+GATED_PRESETS = {GateForm.OMNIMEM: OMNIMEM, GateForm.DECMEM: DECMEM}
+"""The preset that gates of a form were trained for."""
 
 
 def memflow(memory: MemoryConfig, pins: str = "", vetoes: str = "", chunk_frames: int = 3) -> MemoryConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .gates import Gates
 from .kv_memory import NO_WISH, KVMemory
 from .prompt_bank import Wish
 from .select import EVERYTHING
@@ -31,7 +32,8 @@ class LayerCall:
 
     `q`, `k`, `v` are `[B, L, H, D]` with rotary embedding applied at the chunk's times. `q_timeless` and `k_timeless` carry
     the spatial turn alone, one where the session `selects`, the other where it commits. Row r of the batch belongs to stream `streams[r]`. `host_attention` maps
-    `[1, L, H, D]`, `[1, L + read, H, D]` twice to `[1, L, H x D]` and is the host's own choice.
+    `[1, L, H, D]`, `[1, L + read, H, D]` twice to `[1, L, H x D]` and is the host's own choice. `gates` is
+    `[B, L, H, branches]` where the session has gates.
     """
 
     layer: int
@@ -42,6 +44,7 @@ class LayerCall:
     q_timeless: Tensor | None
     k_timeless: Tensor | None
     host_attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gates: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -66,13 +69,16 @@ class RunSession:
         folder: Path | None = None,
         story: Story | None = None,
         reaches: tuple[Reach, ...] = (),
+        gates: Gates | None = None,
     ) -> None:
         """`text_tokens` is the length of the longest prompt whose keys and values are kept for a shot; 0 keeps none.
 
         `folder` takes the pages that lie beside the card; without one they are in RAM. `story` is what shots ask for,
-        `reaches` how far back each shot may look; a shot without one looks back as far as memory goes.
+        `reaches` how far back each shot may look; a shot without one looks back as far as memory goes. `gates` mix the
+        branches of a memory that was planned for them.
         """
         self.memory, self.folder, self.story, self.reaches = memory, folder, story, reaches
+        self.gates = gates
         self.text_tokens = text_tokens
         self._text: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self.phase = Phase.DENOISE
@@ -83,7 +89,8 @@ class RunSession:
     @property
     def idle(self) -> bool:
         """Whether attention has nothing to add: nothing to read and nothing to write."""
-        return self.phase is Phase.DENOISE and not self.memory.read_frames and not self.selects
+        reads = self.memory.read_frames or self.selects or self.gates is not None
+        return self.phase is Phase.DENOISE and not reads
 
     @property
     def selects(self) -> bool:
@@ -99,10 +106,11 @@ class RunSession:
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that the run takes at most: memory, and the keys and values of the text."""
+        """Bytes that the run takes at most: memory, gates, and the keys and values of the text."""
         spec = self.memory.spec
         text = 2 * spec.layers * self.text_tokens * spec.heads * spec.head_dim * spec.dtype.itemsize
-        return self.memory.peak_bytes + self.memory.streams * text
+        gates = 0 if self.gates is None else self.gates.bytes
+        return self.memory.peak_bytes + gates + self.memory.streams * text
 
     def text(self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, L, H x D]` of the text that `key` stands for, made once a shot."""
@@ -167,7 +175,9 @@ class RunSession:
         outputs = []
         for row, stream in enumerate(call.streams):
             k, v = self.memory.read(call.layer, stream, call.k[row], call.v[row])
-            if self.selects:
+            if self.gates is not None:
+                outputs.append(self._gated(call, row, stream, k, v, self.gates))
+            elif self.selects:
                 assert call.q_timeless is not None
                 outputs.append(self.memory.read_selected(call.layer, stream, call.q[row], call.q_timeless[row]))
             else:
@@ -176,3 +186,16 @@ class RunSession:
                 assert call.k_timeless is not None
                 self.memory.write(call.layer, stream, call.k_timeless[row], call.v[row])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _gated(self, call: LayerCall, row: int, stream: int, k: Tensor, v: Tensor, gates: Gates) -> Tensor:
+        """Attention `[1, L, H x D]` branch by branch, mixed; as long as nothing is older than the window, nothing is selected."""
+        assert call.gates is not None
+        q, heads = call.q[row], call.q.shape[2]
+        branches = {"window": call.host_attention(q[None], k, v)[0].unflatten(-1, (heads, -1))}  # [L, H, D]
+        if self.selects:
+            assert call.q_timeless is not None
+            found = self.memory.read_selected(call.layer, stream, q, call.q_timeless[row], pages_alone=True)
+            branches["selection"] = found[0].unflatten(-1, (heads, -1))
+        if self.memory.compression is not None:
+            branches["compression"] = self.memory.compression.attend(call.layer, stream, q, call.k[row], call.v[row])
+        return gates.mix(call.gates[row], branches).flatten(1)[None]

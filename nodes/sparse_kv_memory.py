@@ -9,12 +9,14 @@ from comfy_api.latest import io
 
 from ..memory.config import LONGEST_TRAINED_FRAMES, BankConfig, MemoryConfig
 from ..memory.positions import PositionPolicy
-from ..memory.presets import DECMEM, FULL, LONGLIVE, LONGREEL, OMNIMEM, PRESETS
+from ..memory.presets import DECMEM, FULL, GATED_PRESETS, LONGLIVE, LONGREEL, OMNIMEM, PRESETS
 from .host.attach import attach_memory, memory_config
+from .host.gates import brought_gates, use_gates
 
 WINDOW, WINDOW_AND_SINK, CUSTOM = "window", "window + sink", "custom"
 OPTIONS = (WINDOW_AND_SINK, LONGREEL, OMNIMEM, DECMEM, LONGLIVE, FULL, WINDOW, CUSTOM)
 DEFAULT = BankConfig()
+AUTO, OFF = "auto", "off"
 
 
 class SparseKVMemory(io.ComfyNode):
@@ -132,6 +134,16 @@ class SparseKVMemory(io.ComfyNode):
                     advanced=True,
                     tooltip="Keeps the film in 8 bits: half the RAM, a small loss. Used where a preset searches.",
                 ),
+                io.Combo.Input(
+                    "gates",
+                    optional=True,
+                    options=[AUTO, OFF],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Some checkpoints were trained with gates: weights that say, for every part of the picture, how "
+                    "much of what was found goes into it. 'auto' uses them where the checkpoint has them, 'off' reads as if it "
+                    "had none. Used by 'OmniMem' and 'DecMem' with gates of their own kind, and by 'custom' with any.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, for the Chunked AR Sampler.")],
         )
@@ -150,8 +162,9 @@ class SparseKVMemory(io.ComfyNode):
         strict: bool = DEFAULT.groups,
         shortlist: int = DEFAULT.shortlist,
         eight_bit: bool = DEFAULT.eight_bit,
+        gates: str = AUTO,
     ) -> io.NodeOutput:
-        """Attach the memory that the preset means."""
+        """Attach the memory that the preset means; ValueError for gates that are broken."""
         if preset in PRESETS:
             config = PRESETS[preset]
         else:
@@ -171,4 +184,9 @@ class SparseKVMemory(io.ComfyNode):
             trained_frames=trained_frames,
             prompt_bank=None if before is None else before.prompt_bank,
         )
-        return io.NodeOutput(attach_memory(model, config))
+        remembering = attach_memory(model, config)
+        searches = config.bank is not None
+        brought = brought_gates(model) if searches and gates == AUTO else None
+        fits = brought is not None and preset in (GATED_PRESETS[brought.form], CUSTOM)
+        use_gates(remembering, brought if fits else None)
+        return io.NodeOutput(remembering)

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from ..config import MemoryConfig
 from ..frame_pages import MIN_PAGES_PER_FRAME, FramePages, PageShape, cut_frame
+from ..gates import GateForm
 from ..positions import PositionPolicy
-from ..presets import DECMEM, LONGREEL, MEMFLOW, OMNIMEM, PRESETS, memflow
+from ..presets import DECMEM, GATED_PRESETS, LONGREEL, MEMFLOW, OMNIMEM, PRESETS, memflow
 from ..prompt_bank import PromptBankConfig, Scorer
 from .recall import SAMPLING_STEPS
 from .storyworld import HEIGHT, NAMES, WIDTH
@@ -63,6 +64,11 @@ def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, M
         "DecMem": replace(sink, sink_frames=0, bank=PRESETS[DECMEM].bank),
         "prompt bank": replace(sink, prompt_bank=PromptBankConfig()),
     }
+
+
+def gated_name(form: GateForm) -> str:
+    """The row of the memory that is read with gates of this form; the preset's own row is the same without."""
+    return f"{GATED_PRESETS[form]}, gated"
 
 
 def _reading(ours: MemoryConfig, **changes: Any) -> MemoryConfig:
@@ -153,7 +159,8 @@ class RecallBench:
             raise ValueError(
                 f"The recall bench compares {', '.join(COMPARISONS)}, got {self.compare}. Choose one of them."
             )
-        known = recall_policies(self.chunk_frames, self.compare)
+        known = [*recall_policies(self.chunk_frames, self.compare)]
+        known += map(gated_name, GateForm) if self.compare == COMPARISONS[0] else ()
         unknown = [name for name in self.policies if name not in known]
         if unknown:
             raise ValueError(
@@ -191,9 +198,11 @@ class RecallBench:
     def measured(self) -> dict[str, MemoryConfig]:
         """The memories that are measured, by name."""
         known = recall_policies(self.chunk_frames, self.compare)
-        return {
-            name: config for name, config in known.items() if not self.policies or name in (REFERENCE, *self.policies)
-        }
+        return {name: config for name, config in known.items() if self.wants(name)}
+
+    def wants(self, name: str) -> bool:
+        """Whether this memory is measured."""
+        return not self.policies or name in (REFERENCE, *self.policies)
 
 
 FULL = RecallBench()

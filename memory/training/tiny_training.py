@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .causal import ReadingLesson, predict_flow
 from .clips import ClipBatch, TileCodec, clip_batch
+from .gated_reader import GatedReader
 from .muon import Muon
 from .run_folder import RunFolder, generator_for
 from .storyworld import Film, FilmSettings, random_film
@@ -130,7 +131,14 @@ class FlowLoss(NamedTuple):
     reading: Tensor
 
 
-def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: int, device: str) -> FlowLoss:
+def flow_loss(
+    model: nn.Module,
+    batch: ClipBatch,
+    config: TinyTraining,
+    step: int,
+    device: str,
+    reader: GatedReader | None = None,
+) -> FlowLoss:
     """Mean squared error of the flow on the noisy copies; tiles with a character count `character_weight` times."""
     generator = generator_for(config.seed, "noise", step)
     clips, chunks = batch.text_mask.shape[:2]
@@ -142,7 +150,7 @@ def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: in
     latents = latents.to(device)
     level = frames[:, None, :, None, None]
     lesson = ReadingLesson(batch)
-    flow = predict_flow(model, latents * (1 - level) + noise * level, frames, batch, lesson)
+    flow = predict_flow(model, latents * (1 - level) + noise * level, frames, batch, lesson, reader)
     noisy = (torch.arange(len(frames), device=device) % copies > 0).float()[:, None, None, None]
     character = batch.mask.to(device).repeat_interleave(copies, dim=0) * noisy  # [B * copies, T, h, w]
     weight = noisy + (config.character_weight - 1) * character
@@ -170,7 +178,8 @@ def _optimisers(model: nn.Module, config: TinyTraining) -> list[torch.optim.Opti
     ]
 
 
-def _rate_factor(config: TinyTraining, step: int) -> float:
+def rate_factor(config: TinyTraining, step: int) -> float:
+    """What the rates of a step are multiplied by: rising over the warm-up, falling over the cool-down."""
     return min(1.0, (step + 1) / config.warm_up, max(0.02, (config.steps - step) / max(1, config.cool_down)))
 
 
@@ -207,7 +216,7 @@ def train_tiny(
             films, chunk_frames = training_films(config, step)
             loss = flow_loss(model, clip_batch(films, codec, chunk_frames), config, step, device)
             for optimiser, rate in zip(optimisers, (config.matrix_rate, config.rate), strict=True):
-                optimiser.param_groups[0]["lr"] = rate * _rate_factor(config, step)
+                optimiser.param_groups[0]["lr"] = rate * rate_factor(config, step)
                 optimiser.zero_grad(set_to_none=True)
             loss.total.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -17,19 +17,30 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...memory.chunks import Plan, plan_chunks
+from ...memory.config import MemoryConfig
+from ...memory.gates import GateForm
+from ...memory.presets import GATED_PRESETS
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
 from ...memory.training.linear_codec import drop_silent_branches
 from ...memory.training.recall import SAMPLING_STEPS, recall_film, sampling_levels, swapped_name
-from ...memory.training.recall_policies import PINS, Cell, RecallBench
+from ...memory.training.recall_policies import FULL, PINS, Cell, RecallBench, gated_name, recall_policies
 from ...memory.training.recall_samples import Drift, Sample, Samples
 from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_of
 from ...memory.training.storyworld import Film, Look, Shot, render_shot
 from ...memory.training.tiny_vae import FIRST_TEST_SEED
 from ..host.attach import attach_memory
-from ..host.build import build_tiny_vae, build_tiny_wan, read_shards, shipped_weights
+from ..host.build import (
+    WEIGHTS_FOLDER,
+    build_tiny_vae,
+    build_tiny_wan,
+    gated_weights,
+    read_shards,
+    shipped_weights,
+)
 from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
+from ..host.gates import brought_gates, use_gates
 from ..host.guider import FilmGuider
 from ..host.keys import SESSION
 from .bench_released import watcher
@@ -102,14 +113,38 @@ class Drawn:
     peak_bytes: int
 
 
+class GatedModel:
+    """The tiny model as it was trained with gates of a form."""
+
+    def __init__(self, form: GateForm, folder: Path | None) -> None:
+        """Load what ships, or what `longreel train tiny --gates` wrote into `folder`."""
+        weights = gated_weights(form, folder or WEIGHTS_FOLDER)
+        assert weights is not None
+        self.name, self.preset = gated_name(form), GATED_PRESETS[form]
+        self.fingerprint = weights_fingerprint(weights)
+        self._model = build_tiny_wan(causal=True, weights=weights)
+
+    def remembering(self, config: MemoryConfig) -> ModelPatcher:
+        """The model with this memory, read in gated branches."""
+        model = attach_memory(self._model, config)
+        use_gates(model, brought_gates(self._model))
+        return model
+
+
+def has_gates(form: GateForm, folder: Path | None) -> bool:
+    """Whether gates of this form ship, or are in `folder`."""
+    return gated_weights(form, folder or WEIGHTS_FOLDER) is not None
+
+
 class TinyModel:
-    """The tiny model, its VAE and its text encoder, in the host."""
+    """The tiny model, its VAE, its text encoder and its sisters with gates, in the host."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """Load what ships, or the model in `folder` as `longreel train tiny` writes it; ValueError without one."""
         wan, vae = load_weights(folder, "wan"), load_weights(folder, "vae")
         self.fingerprint = weights_fingerprint(wan, vae)
         self.model = build_tiny_wan(causal=True, weights=wan)
+        self.gated = tuple(GatedModel(form, folder) for form in GateForm if has_gates(form, folder))
         self.vae = build_tiny_vae(weights=vae)
         drop_silent_branches(self.vae.first_stage_model)  # else films would cost more to encode than to draw
         self.clip = build_demo_clip()
@@ -196,12 +231,13 @@ class TinyModel:
 
 
 def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
-    """The weights of a part in `folder`, or those that ship; a folder without a VAE goes with the one that ships.
+    """The weights of a part in `folder`, or those that ship.
 
-    Raises ValueError where there are none.
+    A folder without a VAE goes with the one that ships, one that has gates alone with the model that ships. Raises ValueError
+    where there are none.
     """
     weights = {} if folder is None else read_shards(folder, part)
-    if not weights and (folder is None or part == "vae"):
+    if not weights and (folder is None or part == "vae" or any(has_gates(form, folder) for form in GateForm)):
         weights = shipped_weights(part) or {}
     if not weights:
         place = "memory/weights" if folder is None else str(folder)
@@ -228,6 +264,9 @@ class RecallRun:
     def __init__(self, bench: RecallBench, model: TinyModel, samples: Samples) -> None:
         self.bench, self.model, self.samples = bench, model, samples
         self.policies = bench.measured
+        self.gated = {gated.name: gated for gated in gated_models(bench, model)}
+        presets = recall_policies(bench.chunk_frames, bench.compare)
+        self.policies |= {name: presets[gated.preset] for name, gated in self.gated.items()}
 
     def run(self, tell: Callable[[int], None]) -> None:
         """Measure what is not there yet; `tell` gets the number of films that are done."""
@@ -244,6 +283,8 @@ class RecallRun:
 
     def _remembering(self, name: str, cell: Cell) -> ModelPatcher:
         config = self.policies[name]
+        if name in self.gated:
+            return self.gated[name].remembering(config)
         if name == PINS and config.prompt_bank is not None:
             pinned = replace(config.prompt_bank, pins=f"shot {cell.chunks - cell.distance}")
             config = replace(config, prompt_bank=pinned)
@@ -312,8 +353,18 @@ class RecallRun:
             self.samples.add(Drift(name, index, judged, tuple(background)))
 
 
+def gated_models(bench: RecallBench, model: TinyModel) -> tuple[GatedModel, ...]:
+    """The models with gates whose rows stand beside those of the memories."""
+    gated = model.gated if bench.compare == FULL.compare else ()
+    return tuple(model for model in gated if bench.wants(model.name))
+
+
 def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
     """Whatever changes a measured number, as JSON; how many films and which cells do not."""
+    presets = recall_policies(bench.chunk_frames, bench.compare)
+    policies = {name: config.described() for name, config in bench.measured.items()}
+    for gated in gated_models(bench, model):
+        policies[gated.name] = {**presets[gated.preset].described(), "gates": gated.fingerprint}
     return {
         "weights": model.fingerprint,
         "chunk_frames": bench.chunk_frames,
@@ -322,5 +373,5 @@ def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
         "seed": bench.seed,
         "sampler": SAMPLER,
         "levels": sampling_levels(bench.steps),
-        "policies": {name: config.described() for name, config in bench.measured.items()},
+        "policies": policies,
     }

@@ -14,6 +14,7 @@ from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from ...memory.training.clips import TileCodec
+    from ...memory.training.gate_training import GateTraining
     from ...memory.training.tiny_training import TinyTraining
 
 NAME = "train"
@@ -22,6 +23,8 @@ QUICK_STEPS = 1000
 PROBE_FILMS = 12
 TELL_EVERY = 25
 LAYERS = 4
+GATE_FORMS = ("omnimem", "decmem")
+GATE_STEPS = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = parser.add_subparsers(metavar="MODEL", required=True)
     tiny = models.add_parser("tiny", help="the demo's VAE and causal Wan, on cartoons made as it goes")
     tiny.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoints, log, curve and weights")
-    tiny.add_argument("--steps", type=int, default=STEPS, help=f"train up to this step (default: {STEPS})")
+    tiny.add_argument("--steps", type=int, help=f"train up to this step (default: {STEPS}; {GATE_STEPS} with --gates)")
     tiny.add_argument("--quick", action="store_true", help=f"only the first {QUICK_STEPS} steps of the same curve")
     tiny.add_argument("--seed", type=int, default=0, help="another seed, another model (default: 0)")
     tiny.add_argument("--weights", type=Path, metavar="FOLDER", help="start from the tiny_wan files in this folder")
+    tiny.add_argument(
+        "--gates",
+        choices=GATE_FORMS,
+        help="continue the model that ships, or the one in --weights, with the gates of this memory",
+    )
     tiny.add_argument("--device", choices=DEVICES, default="auto")
     tiny.set_defaults(train=run_tiny)
 
@@ -47,6 +55,8 @@ def run_tiny(args: argparse.Namespace) -> int:
 
     Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
     """
+    if args.gates is not None:
+        return run_gates(args)
     config = _config(args)
     check_folder(args.out)
     set_logging(verbose=False)
@@ -69,32 +79,81 @@ def run_tiny(args: argparse.Namespace) -> int:
     try:
         train_tiny(config, modules, model, codec, args.out, device, _tell)
     except KeyboardInterrupt:
-        print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
-        return INTERRUPTED_EXIT
+        return _stopped()
     for path in save_weights(model.state_dict(), args.out, "wan"):
         print(f"weights  {path}")
     print(f"Does it remember?  longreel bench recall --quick --weights {args.out}")
     return 0
 
 
+def run_gates(args: argparse.Namespace) -> int:
+    """Train or continue the gates of a tiny Wan, and write them; errors are those of `run_tiny`."""
+    config = _gate_config(args)
+    check_folder(args.out)
+    set_logging(verbose=False)
+    boot_host(args.device)
+    import comfy.model_management
+
+    from ...memory.training.export import save_weights
+    from ...memory.training.gate_training import train_gates
+    from ...memory.training.run_folder import RunFolder
+    from ..host.build import WEIGHTS_FOLDER, TinyWanSpec, host_modules, read_shards
+
+    RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
+    modules = host_modules()
+    codec = _codec(modules, args.out)
+    model = modules.new_wan(TinyWanSpec(layers=LAYERS))
+    model.load_state_dict(read_shards(args.weights or WEIGHTS_FOLDER, "wan"))
+    device = str(comfy.model_management.get_torch_device())
+    print(f"Training gates to step {config.steps} on {device}. Ctrl-C stops it; the same command goes on.")
+    try:
+        trained = train_gates(config, modules, model, codec, args.out, device, _tell)
+    except KeyboardInterrupt:
+        return _stopped()
+    for path in save_weights(trained, args.out, f"gates_{config.form}"):
+        print(f"weights  {path}")
+    print(f"Do they help?  longreel bench recall --quick --weights {args.out}")
+    return 0
+
+
 def _config(args: argparse.Namespace) -> TinyTraining:
     from ...memory.training.tiny_training import TinyTraining
 
-    start = "seeded"
-    if args.weights is not None:
-        shards = sorted(args.weights.glob("tiny_wan*.safetensors"))
-        if not shards:
-            raise WorkflowError(
-                f"--weights needs a folder with tiny_wan*.safetensors, got {args.weights}. Give a folder that "
-                "`longreel train tiny` wrote, or leave it out to start anew."
-            )
-        start = hashlib.sha256(b"".join(path.read_bytes() for path in shards)).hexdigest()[:16]
+    start = "seeded" if args.weights is None else _weights_hash(args.weights)
+    steps = STEPS if args.steps is None else args.steps
     try:
-        return TinyTraining(
-            steps=min(args.steps, QUICK_STEPS) if args.quick else args.steps, seed=args.seed, start=start
-        )
+        return TinyTraining(steps=min(steps, QUICK_STEPS) if args.quick else steps, seed=args.seed, start=start)
     except ValueError as error:
         raise WorkflowError(str(error)) from error
+
+
+def _gate_config(args: argparse.Namespace) -> GateTraining:
+    from ...memory.training.gate_training import GateTraining
+
+    if args.quick:
+        raise WorkflowError("--quick is for a whole model. Leave it out with --gates, or give fewer --steps.")
+    start = "shipped" if args.weights is None else _weights_hash(args.weights)
+    steps = GATE_STEPS if args.steps is None else args.steps
+    try:
+        return GateTraining(form=args.gates, steps=steps, seed=args.seed, start=start)
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error
+
+
+def _weights_hash(folder: Path) -> str:
+    """Sixteen digits that stand for the Wan in a folder; WorkflowError where there is none."""
+    shards = sorted(folder.glob("tiny_wan*.safetensors"))
+    if not shards:
+        raise WorkflowError(
+            f"--weights needs a folder with tiny_wan*.safetensors, got {folder}. Give a folder that "
+            "`longreel train tiny` wrote, or leave it out to start anew."
+        )
+    return hashlib.sha256(b"".join(path.read_bytes() for path in shards)).hexdigest()[:16]
+
+
+def _stopped() -> int:
+    print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
+    return INTERRUPTED_EXIT
 
 
 def _tell(row: dict[str, float]) -> None:

@@ -20,6 +20,7 @@ from ...memory.session import RunSession
 from ...memory.story import Story, make_story
 from .adapter import HostAdapter, choose_adapter
 from .film_sampler import FilmSampler
+from .gates import used_gates
 from .guider import FilmGuider
 from .keys import PACK, SESSION, SETTINGS
 from .page_tier import fits_in_ram, page_folder
@@ -68,7 +69,8 @@ def _with_session(
     guider.model_options = create_model_options_clone(before)
     with ExitStack() as closing:
         folder = None if fits_in_ram(memory.host_bytes) else Path(closing.enter_context(page_folder()))
-        session = RunSession(memory, guider.text_tokens, folder, story, sampler.reaches)
+        gates = used_gates(guider.model_patcher)
+        session = RunSession(memory, guider.text_tokens, folder, story, sampler.reaches, gates)
         guider.model_options["transformer_options"][SESSION] = session
         try:
             return executor(noise, latent, sampler, *args, **kwargs)
@@ -86,11 +88,12 @@ def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, 
         needed = session.peak_bytes + comfy.model_management.minimum_inference_memory()
         comfy.model_management.free_memory(needed, device)
         session.memory.allocate(session.folder)
+        session.gates = None if session.gates is None else session.gates.to(device)
     return executor(model, *args, **kwargs)
 
 
 def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
-    """The memory that this film needs on the guider's model, planned but not allocated."""
+    """The memory that this film needs on the guider's model, planned but not allocated; ValueError where the two do not fit."""
     model: ModelPatcher = guider.model_patcher
     config = memory_config(model)
     if config is None:
@@ -99,6 +102,9 @@ def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
     spec = adapter.kv_spec(model, *sampler.latent_size)
     pinned = plan_moments(model, sampler).pinned
     longest = max(len(prompt) for prompt in guider.prompts)
+    gates = used_gates(model)
+    if gates is not None:
+        gates.check(spec)
     memory = KVMemory(
         spec,
         config,
@@ -108,6 +114,7 @@ def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
         pinned,
         longest,
         tallied=sampler.tallied,
+        gates=None if gates is None else gates.form,
     )
     if memory.record is not None and not adapter.hears_text(model):
         raise ValueError(

@@ -5,3 +5,4 @@ from __future__ import annotations
 PACK = "longreel"
 SETTINGS = "longreel_settings"
 SESSION = "longreel_session"
+GATES = "longreel_gates"

@@ -68,7 +68,8 @@ class WanAttention:
             return out
 
         v = module.v(x).view(shape)
-        call = LayerCall(self.layer, streams, q, k, v, q_timeless, k_timeless, host_attention)
+        gates = None if session.gates is None else session.gates.values(self.layer, x)
+        call = LayerCall(self.layer, streams, q, k, v, q_timeless, k_timeless, host_attention, gates)
         out = session.attend(call)
         if isinstance(module, comfy.ldm.wan.model.WanSelfAttention):
             for patch in options.get("patches", {}).get("attn1_patch", ()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,20 @@ import pytest
 import torch
 from numerics import FORWARD_ERROR, ROLLOUT_ERROR, STREAMED_PICTURE_ERROR, relative_error
 from torch import Tensor
+from training_side import TrainingNoise, draw_last_chunk, training_batch, training_network
 
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import MemoryConfig
+from longreel.memory.gates import GateForm, fresh_gates
 from longreel.memory.positions import PositionPolicy
-from longreel.memory.training.causal import predict_flow
-from longreel.memory.training.clips import ClipBatch, text_batch
 from longreel.memory.training.export import save_weights
-from longreel.memory.training.recall import recall_film, sampling_levels, swapped_name
+from longreel.memory.training.recall import recall_film, swapped_name
 from longreel.memory.training.recall_policies import Cell, RecallBench, recall_policies
+from longreel.memory.training.recall_samples import Samples
 from longreel.memory.training.recall_scores import last_truth
 from longreel.memory.training.storyworld import Film, first_rgb_frame, render_film
 from longreel.nodes.headless import recall_command
-from longreel.nodes.headless.bench_recall import TinyModel, load_weights
+from longreel.nodes.headless.bench_recall import RecallRun, TinyModel, bench_settings, load_weights
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 from longreel.nodes.host.attach import attach_memory
@@ -47,49 +48,6 @@ def model(folder: Path) -> TinyModel:
     return TinyModel(folder)
 
 
-def training_network(weights: dict[str, Tensor]) -> torch.nn.Module:
-    """The plain host model that training uses, with these weights."""
-    network = host_modules().new_wan(SPEC)
-    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    return network
-
-
-def training_batch(film: Film, latents: Tensor, chunk_frames: int) -> ClipBatch:
-    """A film with these latents as training hands it to the model."""
-    text, text_mask = text_batch([[shot.prompt for shot in film.shots]])
-    return ClipBatch(latents.clone(), torch.zeros(1), text, text_mask, torch.zeros(1), chunk_frames)
-
-
-@torch.no_grad()
-def draw_last_chunk(network: torch.nn.Module, batch: ClipBatch, seed: int) -> Tensor:
-    """The last chunk of each clip under the training attention, which reads the clean chunks before it, in Euler steps."""
-    latents, size = batch.latents.clone(), batch.chunk_frames
-    generator = torch.Generator().manual_seed(seed)
-    latents[:, :, -size:] = torch.randn(latents[:, :, -size:].shape, generator=generator)
-    sigmas = torch.zeros(latents.shape[0], latents.shape[2])
-    with host_modules().training():
-        for level, lower in pairwise(sampling_levels()):
-            sigmas[:, -size:] = level
-            flow = predict_flow(network, latents, sigmas, batch)[:, :, -size:]
-            latents[:, :, -size:] += (lower - level) * flow
-    return latents[:, :, -size:]
-
-
-class TrainingNoise:
-    """The noise of `draw_last_chunk`."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def __call__(self, chunk: Any, step: int, shape: Any) -> Tensor:
-        """Drawn from the seed alone."""
-        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(self._seed))
-
-    def seed(self, chunk: Any, label: str) -> int:
-        """Euler draws nothing."""
-        return self._seed
-
-
 @pytest.mark.parametrize("chunk_frames", [1, 3])
 @pytest.mark.parametrize("positions", [PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS])
 def test_the_product_draws_the_chunk_that_training_draws(
@@ -97,7 +55,7 @@ def test_the_product_draws_the_chunk_that_training_draws(
 ) -> None:
     film = recall_film(3, 5, chunk_frames, 4, 4)
     latents = model.encode(film)
-    network = training_network(load_weights(folder, "wan"))
+    network = training_network(SPEC, load_weights(folder, "wan"))
     swapped, size = swapped_name(film), chunk_frames
     prompts = [shot.prompt for shot in (*film.shots, swapped.shots[-1])]
     remembering = attach_memory(model.model, MemoryConfig(None, 0, positions))
@@ -107,6 +65,34 @@ def test_the_product_draws_the_chunk_that_training_draws(
         expected = draw_last_chunk(network, training_batch(named, latents, size), seed=11)
         assert relative_error(made, expected) < ROLLOUT_ERROR
     assert relative_error(drawn.probes[0], drawn.probes[1]) > ROLLOUT_ERROR
+
+
+def test_gates_of_a_model_are_rows_of_their_own_beside_those_without(folder: Path, tmp_path: Path) -> None:
+    for shard in folder.glob("tiny_wan*"):
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    for form in GateForm:
+        gates = fresh_gates(form, SPEC.layers, SPEC.heads, SPEC.width, torch.Generator().manual_seed(1))
+        save_weights(gates.named(), tmp_path, f"gates_{form.value}")
+    model, plain = TinyModel(tmp_path), TinyModel(folder)
+    samples = Samples(None, bench_settings(SMALLEST, model), "commit")
+    one_film = replace(SMALLEST, drift_films=0)
+    run = RecallRun(one_film, model, samples)
+    run.remembering = {name: memory for name, memory in run.remembering.items() if "Mem" in name}
+    assert list(run.remembering) == ["OmniMem", "DecMem", "OmniMem, gated", "DecMem, gated"]
+    run._measure_cell(one_film.cells[0], 0)
+    read = {sample.policy: sample.keys_read_fraction for sample in samples.samples.values()}
+    assert read["OmniMem, gated"] > read["OmniMem"]  # it reads the means of all pages, too
+    assert read["DecMem, gated"] == read["DecMem"]
+    assert list(bench_settings(SMALLEST, plain)["policies"]) == list(recall_policies(1))
+    gated = bench_settings(SMALLEST, model)["policies"]
+    assert gated["OmniMem, gated"]["gates"] != gated["DecMem, gated"]["gates"]
+    assert not bench_settings(replace(SMALLEST, compare="budgets"), model)["policies"].keys() & {"OmniMem, gated"}
+
+
+def test_gates_alone_in_a_folder_go_with_the_model_that_ships(tmp_path: Path, host: Host) -> None:
+    gates = fresh_gates(GateForm.DECMEM, 4, 2, 256, torch.Generator().manual_seed(1))
+    save_weights(gates.named(), tmp_path, "gates_decmem")
+    assert load_weights(tmp_path, "wan").keys() == load_weights(None, "wan").keys()
 
 
 def test_looking_again_under_another_name_leaves_film_and_memory_as_they_are(model: TinyModel) -> None:
