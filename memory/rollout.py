@@ -19,7 +19,7 @@ class FinishedChunk:
 
     `read_frames` were read by every query, those that are `brought` because of a pin or a prompt; with what each chose
     from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted. `milliseconds` by
-    part (`Stopwatch`): denoise and commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where
+    part (`Stopwatch`): recache, denoise and commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where
     memory lies to where it is read; `remembered` frames were readable behind the chunk. `layer_shares` is which share of the
     layers read each of the `read_frames`: all, unless a prompt bank chooses for each layer.
     """
@@ -76,11 +76,12 @@ class Rollout:
             self._remember(range(plan.seeded_frames), start, shot=0)
         shot = 0
         for chunk in plan.chunks:
+            memory, watch = self._session.memory, self._session.memory.watch
             recached: tuple[int, ...] = ()
             if chunk.shot != shot and chunk.shot in recache_shots:
-                recached = self._recache(chunk.shot)
+                with watch.timed("recache"):
+                    recached = self._recache(chunk.shot)
             shot = chunk.shot
-            memory, watch = self._session.memory, self._session.memory.watch
             with watch.timed("denoise"):
                 self._session.begin(chunk.frames, chunk.shot)
                 read_frames, brought, frames_worth = memory.read_frames, memory.brought, memory.frames_worth
