@@ -35,7 +35,8 @@ export class Details {
     const shownChunk = onFrame ? inspection.chunkOfFrame(cursor.frame) : cursor?.chunk;
     const image = cursor ? imageOf(shownChunk) : null;
     this.image.hidden = !image;
-    if (image && this.image.src !== image.src) this.image.src = image.src;
+    if (!image) this.image.removeAttribute("src");
+    else if (this.image.src !== image.src) this.image.src = image.src;
     this.buttons.hidden = !onFrame;
     if (!cursor) {
       this.title.textContent = inspection.project;
@@ -55,7 +56,7 @@ export class Details {
       const kept = chunk?.excluded.get(cursor.frame);
       const reading = inspection.reading(cursor.chunk, cursor.frame, filter);
       const by = `by ${chunkWords(inspection, cursor.chunk)}`;
-      const not = own ? "" : `not read ${by}${kept ? `: ${kept}` : ""}`;
+      const not = own ? "" : chunk ? `not read ${by}${kept ? `: ${kept}` : ""}` : `${chunkWords(inspection, cursor.chunk)} is not made yet`;
       const read = reading && [`${by}: ${amountWords(reading)}`, `because ${reason(reading)}`, scoreWords(reading)];
       this.say([shotWords(inspection, inspection.shotOfFrame(cursor.frame)), ...(read ?? [not])]);
     }
@@ -92,7 +93,7 @@ export class Details {
   }
 
   say(lines) {
-    this.lines.replaceChildren(...lines.filter(Boolean).map((line) => element("div", "", line)));
+    this.lines.replaceChildren(...lines.filter(Boolean).map((line) => element("div", "", line, { title: line })));
   }
 }
 

@@ -1,6 +1,6 @@
 // Where everything lies in the picture, and which chunk and frame lie under a point.
 
-const LEFT = 58;
+const LEFT = 62;
 const RIGHT = 18;
 const STRIP = 54;
 const SHOTS = 17;

@@ -33,7 +33,7 @@ export const STYLE = `
 .longreel-title { font-weight: 600; flex: none; }
 .longreel-lines { color: var(--longreel-quiet); flex: none; max-height: 11.5em; overflow: hidden; }
 .longreel-lines > div:first-child { color: var(--longreel-text); }
-.longreel-lines > div { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden; }
+.longreel-lines > div { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
 .longreel-buttons { display: flex; gap: 6px; flex: none; padding-bottom: 4px; }
 .longreel-button[aria-pressed="true"] { border-color: var(--longreel-accent); color: var(--longreel-accent); }
 .longreel-list { flex: 1; min-height: 0; overflow-y: auto; scrollbar-width: thin; }

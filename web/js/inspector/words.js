@@ -69,7 +69,7 @@ export function reason(reading) {
 export function amountWords(reading) {
   if (reading.kind === PAGES) return `${percent(reading.amount)} of it, page by page`;
   if (reading.amount >= 1) return reading.kind === BANK ? "all of it, brought back" : "all of it";
-  return `${percent(reading.amount)} of it`;
+  return `all of it, in ${percent(reading.amount)} of the layers`;
 }
 
 /** One cell of the matrix in a sentence, as a screen reader says it. */
