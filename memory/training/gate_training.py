@@ -24,7 +24,7 @@ from .run_folder import RunFolder, generator_for
 from .tiny_training import Stage, TinyTraining, flow_loss, rate_factor, training_films
 
 GATE_STAGES = (Stage(0, 4, 12, (1, 1, 3), 3, 4, 6, 24, 0.0, 0.1, 8.0, 0.0),)
-"""The films of the last stretch of the tiny Wan's own training, without its lesson: weights that stay have nothing to learn."""
+"""Films like those of the last stretch of the tiny Wan's own training, without its lesson."""
 
 TRAINED_WITH_GATES = ".self_attn."
 """Part of the names of the weights that learn to be read in branches."""

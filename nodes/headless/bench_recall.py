@@ -31,7 +31,6 @@ from ...memory.training.storyworld import Film, Look, Shot, render_shot
 from ...memory.training.tiny_vae import FIRST_TEST_SEED
 from ..host.attach import attach_memory
 from ..host.build import (
-    WEIGHTS_FOLDER,
     build_tiny_vae,
     build_tiny_wan,
     gated_weights,
@@ -118,7 +117,7 @@ class GatedModel:
 
     def __init__(self, form: GateForm, folder: Path | None) -> None:
         """Load what ships, or what `longreel train tiny --gates` wrote into `folder`."""
-        weights = gated_weights(form, folder or WEIGHTS_FOLDER)
+        weights = gated_weights(form, folder)
         assert weights is not None
         self.name, self.preset = gated_name(form), GATED_PRESETS[form]
         self.fingerprint = weights_fingerprint(weights)
@@ -133,7 +132,7 @@ class GatedModel:
 
 def has_gates(form: GateForm, folder: Path | None) -> bool:
     """Whether gates of this form ship, or are in `folder`."""
-    return gated_weights(form, folder or WEIGHTS_FOLDER) is not None
+    return gated_weights(form, folder) is not None
 
 
 class TinyModel:

@@ -134,11 +134,12 @@ def shipped_weights(part: Literal["wan", "vae"]) -> dict[str, Tensor] | None:
     return read_shards(WEIGHTS_FOLDER, part) or None
 
 
-def gated_weights(form: GateForm, folder: Path = WEIGHTS_FOLDER) -> dict[str, Tensor] | None:
-    """The tiny Wan in a folder (or else the one that ships) with its gates and what was trained with them, or None.
+def gated_weights(form: GateForm, folder: Path | None = None) -> dict[str, Tensor] | None:
+    """The tiny Wan with gates that ships, or None; with a folder the one there, over a Wan there or else the shipped one.
 
     The files `tiny_gates_<form>*.safetensors` hold what is other than in the model that gates were trained for.
     """
+    folder = folder or WEIGHTS_FOLDER
     trained = read_shards(folder, f"gates_{form.value}")
     base = read_shards(folder, "wan") or shipped_weights("wan")
     return {**base, **trained} if trained and base else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from longreel.memory.training.export import save_weights
 from longreel.memory.training.gate_training import clip_spec, gated_reader
 from longreel.memory.training.recall import recall_film
 from longreel.nodes.headless.bench_recall import TinyModel, load_weights
-from longreel.nodes.host import attach
+from longreel.nodes.host import attach, build
 from longreel.nodes.host.attach import attach_memory
-from longreel.nodes.host.build import WEIGHTS_FOLDER, TinyWanSpec, build_tiny_wan, gated_weights, host_modules
+from longreel.nodes.host.build import WEIGHTS_FOLDER, TinyWanSpec, build_tiny_wan, host_modules
 from longreel.nodes.host.fingerprint import model_fingerprint
 from longreel.nodes.host.gates import bring_gates, brought_gates, use_gates, used_gates
 from longreel.nodes.host.wan import time_channels
@@ -209,14 +210,29 @@ def test_a_later_memory_takes_back_what_an_earlier_one_gated(model: ModelPatcher
     assert used_gates(remembered(remembered(gated_model, "OmniMem"), "window")) is None
 
 
+def load_checkpoint(file: str) -> ModelPatcher:
+    loaded: ModelPatcher = comfy.sd.load_checkpoint_guess_config(file, output_vae=False, output_clip=False)[0]
+    return loaded
+
+
 @pytest.mark.parametrize("name", ["omnimem_gates", "g_proj"])
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_gates_are_found_in_the_file_that_the_host_loaded(host: object, tmp_path: Path, name: str, prefix: str) -> None:
+@pytest.mark.parametrize(
+    ("load", "prefix"),
+    [
+        (comfy.sd.load_diffusion_model, ""),
+        (comfy.sd.load_diffusion_model, "model.diffusion_model."),
+        (load_checkpoint, "model.diffusion_model."),
+    ],
+    ids=["plain", "prefixed", "checkpoint"],
+)
+def test_gates_are_found_in_the_file_that_the_host_loaded(
+    host: object, tmp_path: Path, name: str, load: Callable[[str], ModelPatcher], prefix: str
+) -> None:
     gates, file = lively_gates(GateForm.OMNIMEM), tmp_path / "gated.safetensors"
     named = {key.replace("omnimem_gates", name): tensor for key, tensor in gates.named().items()}
     state = host_modules().new_wan(SPEC).state_dict() | named
     save_file({prefix + key: tensor.contiguous() for key, tensor in state.items()}, file)
-    loaded = comfy.sd.load_diffusion_model(str(file))
+    loaded = load(str(file))
     found = used_gates(remembered(loaded, "OmniMem"))
     assert found is not None
     assert torch.equal(found.weights, gates.weights)
@@ -243,7 +259,7 @@ def test_the_tiny_model_is_trained_for_the_memory_that_it_says(
         save_weights(gates.named(), tmp_path, f"gates_{form.value}")
         for shard in WEIGHTS_FOLDER.glob("tiny_wan*"):
             (tmp_path / shard.name).symlink_to(shard)
-        monkeypatch.setattr(gated_weights, "__defaults__", (tmp_path,))
+        monkeypatch.setattr(build, "WEIGHTS_FOLDER", tmp_path)
     brought = brought_gates(TinyStoryboardModel.execute(choice).args[0])
     assert (None if brought is None else brought.form) == form
 
@@ -251,7 +267,7 @@ def test_the_tiny_model_is_trained_for_the_memory_that_it_says(
 def test_a_tiny_model_whose_gates_are_missing_says_how_they_are_made(
     host: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gated_weights, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(build, "WEIGHTS_FOLDER", tmp_path)
     with pytest.raises(
         ValueError, match=r"needs tiny_gates_decmem\.safetensors\. Train them with `longreel train tiny"
     ):
