@@ -35,13 +35,21 @@ NO_WISH = Wish()
 class KVMemory:
     """Memory of one run. `begin` a chunk, `read` it in any layer, `reserve`, `write` and `publish` it."""
 
-    def __init__(self, spec: KVSpec, config: MemoryConfig, streams: int, chunk_frames: int, film_frames: int) -> None:
+    def __init__(
+        self,
+        spec: KVSpec,
+        config: MemoryConfig,
+        streams: int,
+        chunk_frames: int,
+        film_frames: int,
+        words: int = 0,
+    ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
 
-        Raises ValueError when a chunk does not fit into the window.
+        `words` is the length of the longest prompt, where the model joins text and picture in one attention. Raises ValueError when a chunk does not fit into the window.
         """
         config.check_chunk(chunk_frames)
-        self.spec, self.config, self.streams, self.chunk_frames = spec, config, streams, chunk_frames
+        self.spec, self.config, self.streams, self.chunk_frames, self.words = spec, config, streams, chunk_frames, words
         self.read_capacity = config.history_frames(chunk_frames, film_frames)
         self.frame = cut_frame(spec.rows, spec.columns, config.page_shape)
         kept = config.kept_frames(chunk_frames, film_frames)
@@ -49,7 +57,7 @@ class KVMemory:
         self.store = PageStore(spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit)
         self.bank = None if config.bank is None else Bank(config.bank, self.store)
         self.table = PageTable(kept, self.frame.count)
-        self.time_scale = 1.0
+        self.time_scale, self.current_time = 1.0, 0
         self.read_frames: tuple[int, ...] = ()
         self.brought_frames: tuple[int, ...] = ()
         self.current_rotation: Tensor | None = None
@@ -129,6 +137,7 @@ class KVMemory:
         self.read_frames = choice.read
         seen = sorted({*choice.read, *choice.bank})
         times = assign_times(self.config.positions, seen, frames, self.config.trained_frames)
+        self.current_time = times.current[0]
         time_of = {frame: time * self.time_scale for frame, time in zip(seen, times.read, strict=True)}
         wanted = [
             Placement(frame, self.table.first_slot(frame), time_of[frame], self._versions[frame])
@@ -162,18 +171,23 @@ class KVMemory:
     def read_selected(self, layer: int, stream: int, q: Tensor, q_timeless: Tensor) -> Tensor:
         """Attention `[1, L, H x D]` of queries `[L, H, D]` over what `read` placed and the pages that their groups choose.
 
-        `q` is turned in space and time, `q_timeless` in space alone.
+        `q` is turned in space and time, `q_timeless` in space alone. Words before the chunk choose in groups of their own.
         """
         assert self._working is not None
         assert self.bank is not None
         k, v = (x[stream, layer].unflatten(1, (self._pages, -1)) for x in self._working)  # [H, pages, P, D]
         working = Pages(k, v, self._lengths[stream, layer])
-        lists = self.bank.choose(layer, stream, q_timeless[self._order], working, self._bank_slot)
+        words = len(q) - len(self._order)
+        parts = [self._order + words]
+        if words:
+            parts.append(torch.arange(words, device=q.device))
+        lists = self.bank.choose(layer, stream, [q_timeless[part] for part in parts], working, self._bank_slot)
         dense_tokens = len(self.read_frames) * self.spec.frame_tokens + len(q)
-        group_tokens = self.bank.group_tokens(len(q))
-        state = page_attention(q[self._order], working, lists, dense_tokens=dense_tokens, group_tokens=group_tokens)
-        out = torch.empty_like(state.out)
-        out[self._order] = state.out
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for part, chosen in zip(parts, lists, strict=True):
+            group_tokens = self.bank.group_tokens(len(part))
+            state = page_attention(q[part], working, chosen, dense_tokens=dense_tokens, group_tokens=group_tokens)
+            out[part] = state.out
         return out.flatten(1)[None]
 
     def reserve(self, frames: range) -> None:
@@ -236,7 +250,7 @@ class KVMemory:
 
     @property
     def _dense_rows(self) -> int:
-        return (self.read_capacity + self.chunk_frames) * self.spec.frame_tokens
+        return (self.read_capacity + self.chunk_frames) * self.spec.frame_tokens + self.words
 
     @property
     def _bank_slot(self) -> int:

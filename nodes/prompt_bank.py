@@ -7,10 +7,9 @@ from dataclasses import replace
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..memory.config import MemoryConfig
 from ..memory.film_moments import EXAMPLE
 from ..memory.prompt_bank import PromptBankConfig
-from .host.attach import attach_memory, memory_config
+from .host.attach import attach_memory, default_memory, memory_config
 
 DEFAULT = PromptBankConfig(anchors=True)
 
@@ -32,7 +31,9 @@ class PromptRetrievedMemoryBank(io.ComfyNode):
             ),
             search_aliases=["memflow", "character memory", "pin", "retrieval", "consistent character"],
             inputs=[
-                io.Model.Input("model", tooltip="A Wan text-to-video model, with or without Sparse KV Memory."),
+                io.Model.Input(
+                    "model", tooltip="A Wan or HunyuanVideo text-to-video model, with or without Sparse KV Memory."
+                ),
                 io.Int.Input(
                     "bank",
                     default=DEFAULT.frames,
@@ -75,5 +76,5 @@ class PromptRetrievedMemoryBank(io.ComfyNode):
     ) -> io.NodeOutput:
         """Add the bank to the memory that is there."""
         config = PromptBankConfig(frames=bank, variety=variety, anchors=anchors, pins=pin, vetoes=veto)
-        memory = memory_config(model) or MemoryConfig()
+        memory = memory_config(model) or default_memory(model)
         return io.NodeOutput(attach_memory(model, replace(memory, prompt_bank=config)))

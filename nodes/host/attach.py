@@ -18,11 +18,12 @@ from ...memory.story import Story, find_moments, make_story
 from .adapter import HostAdapter, choose_adapter
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
+from .hunyuan_video import HunyuanVideoAdapter
 from .keys import PACK, SESSION, SETTINGS
 from .page_tier import fits_in_ram, page_folder
 from .wan import WanAdapter
 
-ADAPTERS: tuple[HostAdapter, ...] = (WanAdapter(),)
+ADAPTERS: tuple[HostAdapter, ...] = (WanAdapter(), HunyuanVideoAdapter())
 
 
 def adapter_for(model: ModelPatcher) -> HostAdapter:
@@ -58,14 +59,16 @@ def _with_session(
         return executor(noise, latent, sampler, *args, **kwargs)
     guider: Any = executor.class_obj  # type: ignore[attr-defined]
     # For prompts with hooks the host takes a copy of a model with dynamic VRAM: its layers are others.
-    adapter_for(guider.model_patcher).attach(guider.model_patcher)
-    memory = plan_memory(guider.model_patcher, sampler, streams=guider.streams)
+    adapter = adapter_for(guider.model_patcher)
+    adapter.attach(guider.model_patcher)
+    memory = plan_memory(guider, sampler)
     story = plan_story(guider, sampler)
     before = guider.model_options
     guider.model_options = create_model_options_clone(before)
     with ExitStack() as closing:
         folder = None if fits_in_ram(memory.host_bytes) else Path(closing.enter_context(page_folder()))
-        session = RunSession(memory, guider.text_tokens, folder, story, sampler.reaches)
+        kept_text = 0 if adapter.joins_text else guider.text_tokens
+        session = RunSession(memory, kept_text, folder, story, sampler.reaches)
         guider.model_options["transformer_options"][SESSION] = session
         try:
             return executor(noise, latent, sampler, *args, **kwargs)
@@ -86,15 +89,30 @@ def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, 
     return executor(model, *args, **kwargs)
 
 
-def plan_memory(model: ModelPatcher, sampler: FilmSampler, streams: int) -> KVMemory:
-    """The memory that this film needs on this model, planned but not allocated."""
+def default_memory(model: ModelPatcher) -> MemoryConfig:
+    """The memory of a model before which there is no Sparse KV Memory."""
+    return MemoryConfig(positions=adapter_for(model).positions)
+
+
+def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
+    """The memory that this film needs on the guider's model, planned but not allocated.
+
+    Raises ValueError where the model has none, and for a prompt that it cannot be read with.
+    """
+    model = guider.model_patcher
     config = memory_config(model)
     if config is None:
         raise ValueError("The Chunked AR Sampler needs a model with memory. Put Sparse KV Memory before it.")
-    spec = adapter_for(model).kv_spec(model, *sampler.latent_size)
-    memory = KVMemory(spec, config, streams, sampler.plan.longest_chunk, sampler.plan.total_frames)
-    rope_options = model.model_options["transformer_options"].get("rope_options") or {}
-    memory.time_scale = float(rope_options.get("scale_t", 1.0))
+    adapter, plan = adapter_for(model), sampler.plan
+    spec = adapter.kv_spec(model, *sampler.latent_size)
+    words = guider.longest_prompt if adapter.joins_text else 0
+    if adapter.joins_text and config.bank is not None and guider.masked_prompt:
+        raise ValueError(
+            "A memory that searches the film needs prompts without an attention mask. Encode them with the Storyboard and "
+            "ComfyUI's own text encoder, or take the preset 'window + sink' of Sparse KV Memory."
+        )
+    memory = KVMemory(spec, config, guider.streams, plan.longest_chunk, plan.total_frames, words)
+    memory.time_scale = adapter.time_scale(model)
     return memory
 
 
