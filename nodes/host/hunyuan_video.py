@@ -56,7 +56,7 @@ class HunyuanAttention:
         if session.idle and session.memory.current_time == 0:
             return {}
         if pe is None or k.shape != q.shape:
-            raise ValueError(_changed_before(extra_options))
+            raise _changed_before(extra_options)
         words = int(extra_options["img_slice"][0])
         _check_words(words, session)
         rope = chunk_rope(session, pe, tokens_at=2, words=words)
@@ -111,9 +111,9 @@ def _check_words(words: int, session: RunSession) -> None:
         )
 
 
-def _changed_before(options: dict[str, Any]) -> str:
+def _changed_before(options: dict[str, Any]) -> ValueError:
     others = [patch for patch in options["patches"][INTO] if not isinstance(patch, HunyuanAttention)]
-    return (
+    return ValueError(
         f"Memory needs queries and keys as the model makes them, but another node's {INTO} "
         f"({', '.join(f'{other!r:.60}' for other in others)}) turned or lengthened them already. Remove that node from the "
         "model's wire, or render without Sparse KV Memory."

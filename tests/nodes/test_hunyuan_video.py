@@ -192,11 +192,18 @@ def test_two_runs_and_a_resumed_one_have_the_same_bits_and_an_unpatched_clone_is
     distilled: ModelPatcher, config: MemoryConfig, cfg: float
 ) -> None:
     before = unpatched_chunk(distilled, 0)
-    settings: dict[str, Any] = {"config": config, "cfg": cfg, "inner": comfy.samplers.ksampler("euler")}
-    first, second = (hunyuan_film(distilled, TWO_SHOTS, **settings) for _ in range(2))
+    plan = plan_chunks((2, 2), 3, seeded_frames=1)
+    settings: dict[str, Any] = {
+        "config": config,
+        "cfg": cfg,
+        "inner": comfy.samplers.ksampler("euler"),
+        "start": drawn(5, 1, LATENT_CHANNELS, 1, *TINY_SIZE),
+        "recache_shots": frozenset({1}),
+    }
+    first, second = (hunyuan_film(distilled, plan, **settings) for _ in range(2))
     assert torch.equal(first.latents, second.latents)
     saved = {chunk.chunk.index: chunk.latents for chunk in first.chunks[:3]}
-    resumed = hunyuan_film(distilled, TWO_SHOTS, **settings, load=saved.get)
+    resumed = hunyuan_film(distilled, plan, **settings, load=saved.get)
     assert [chunk.replayed for chunk in resumed.chunks] == [True, True, True, False]
     assert torch.equal(resumed.latents, first.latents)
     assert torch.equal(unpatched_chunk(distilled, 0), before)
