@@ -117,7 +117,7 @@ def host_modules() -> HostModules:
     return HostModules(_new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training)
 
 
-def read_shards(folder: Path, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
+def read_shards(folder: Path, part: Literal["wan", "vae", "hunyuan"]) -> dict[str, Tensor]:
     """The weights in all files `tiny_<part>*.safetensors` of a folder; empty where there are none."""
     weights: dict[str, Tensor] = {}
     for shard in sorted(folder.glob(f"tiny_{part}*.safetensors")):

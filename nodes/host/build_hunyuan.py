@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import comfy.ops
@@ -13,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...memory.training.initialise import initialise_hunyuan
-from .build import HEAD_SIZE, LATENT_CHANNELS
+from .build import HEAD_SIZE, LATENT_CHANNELS, HostModules, host_modules
 
 CLIP_WIDTH, TEXT_WIDTH, MLP_RATIO = 768, 4096, 4.0
 
@@ -72,6 +73,18 @@ def new_hunyuan(spec: TinyHunyuanSpec, in_channels: int = LATENT_CHANNELS) -> nn
     )
     initialise_hunyuan(model, torch.Generator().manual_seed(spec.seed))
     return model
+
+
+@contextmanager
+def _training() -> Iterator[None]:
+    # The host adds to its hidden states in place; gradients need them as they were.
+    with host_modules().training(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        yield
+
+
+def hunyuan_modules() -> HostModules:
+    """What training needs from the host, with a switch that lets HunyuanVideo be trained."""
+    return host_modules()._replace(training=_training)
 
 
 def build_tiny_hunyuan(
