@@ -109,22 +109,26 @@ class Bank:
         if self.tally is not None:
             self.tally.stop()
 
-    def choose(self, layer: int, stream: int, q_timeless: Tensor, working: Pages, first_slot: int) -> PageLists:
-        """Lists for queries `[L, H, D]`, free of time and in the order of pages.
+    def choose(
+        self, layer: int, stream: int, q_timeless: Sequence[Tensor], working: Pages, first_slot: int
+    ) -> list[PageLists]:
+        """Lists for parts of the queries, each `[L, H, D]`, free of time and in the order of pages.
 
         `working` is the working set of this layer and stream; the shortlist fills its slots from `first_slot` on.
         """
-        queries = group_means(q_timeless, self.group_tokens(len(q_timeless)))  # [H, groups, D]
+        means_of = [group_means(part, self.group_tokens(len(part))) for part in q_timeless]  # [H, groups, D] each
+        queries = torch.cat(means_of, dim=1)
         step = self._steps[layer, stream] = self._steps.get((layer, stream), 0) + 1
         if step <= (STEPS_WITH_A_NEW_SHORTLIST if self.config.refresh else 1):
             shortlist = self._shortlist(layer, stream, queries)
             with self.watch.timed("copy"):
                 self._bring(layer, stream, shortlist, working, first_slot)
         means = self._means[stream, layer, :, : self.listed]
-        lists = select_pages(queries, means, self.pages_read, first_slot=first_slot)
+        slots, counts = select_pages(queries, means, self.pages_read, first_slot=first_slot)
         if self.tally is not None:
-            self.tally.count(layer, stream, lists)
-        return lists
+            self.tally.count(layer, stream, PageLists(slots, counts))
+        groups = [part.shape[1] for part in means_of]
+        return [PageLists(*part) for part in zip(slots.split(groups, dim=1), counts.split(groups, dim=1), strict=True)]
 
     def _shortlist(self, layer: int, stream: int, queries: Tensor) -> Tensor:
         """Slots `[H, M]` of the store."""

@@ -121,9 +121,10 @@ class MemoryConfig:
                 f"counts the chunk being made. Set 'window' of Sparse KV Memory to {chunk_frames} or more with preset "
                 "'window + sink' or 'custom' (add that node if it is not there), or turn 'chunk' of Storyboard down."
             )
-        if self.positions is PositionPolicy.CLAMPED and chunk_frames >= self.trained_frames:
+        bounded = self.positions in (PositionPolicy.CLAMPED, PositionPolicy.ANCHORED)
+        if bounded and chunk_frames >= self.trained_frames:
             raise ValueError(
-                f"Positions 'clamped' need a trained length above the chunk's {chunk_frames} frames, got "
+                f"Positions '{self.positions.value}' need a trained length above the chunk's {chunk_frames} frames, got "
                 f"{self.trained_frames}. Turn 'trained_frames' of Sparse KV Memory up, or choose other positions."
             )
 

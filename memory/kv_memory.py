@@ -50,18 +50,19 @@ class KVMemory:
         pinned: frozenset[int] = frozenset(),
         longest_prompt: int = 0,
         *,
+        words: int = 0,
         tallied: bool = False,
         gates: GateForm | None = None,
     ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
 
         There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. `longest_prompt` is
-        in words, of whom a prompt bank may keep a record. With `tallied` it is counted what each chunk reads of the bank,
+        in words, of whom a prompt bank may keep a record; so are the `words` that a model joins with the picture in one attention. With `tallied` it is counted what each chunk reads of the bank,
         which changes no bit of the film. `gates` says in which branches a memory with a bank is read; without, it is read with one
         softmax. Raises ValueError when a chunk does not fit into the window.
         """
         config.check_chunk(chunk_frames)
-        self.spec, self.config, self.streams, self.chunk_frames = spec, config, streams, chunk_frames
+        self.spec, self.config, self.streams, self.chunk_frames, self.words = spec, config, streams, chunk_frames, words
         self.pinned = pinned
         self.read_capacity = config.history_frames(chunk_frames, film_frames, len(pinned))
         self.frame = config.cut(spec.rows, spec.columns)
@@ -81,7 +82,7 @@ class KVMemory:
         if config.prompt_bank is not None and config.prompt_bank.scorer is not Scorer.LATE_INTERACTION:
             self.record = TextRecord(spec, config.prompt_bank.scorer, kept, longest_prompt)
         self.table = PageTable(kept, self.frame.count)
-        self.time_scale = 1.0
+        self.time_scale, self.current_time = 1.0, 0
         self.read_frames: tuple[int, ...] = ()
         self.brought: dict[int, Brought] = {}
         self.layer_shares: dict[int, float] = {}
@@ -219,19 +220,25 @@ class KVMemory:
     ) -> Tensor:
         """Attention `[1, L, H x D]` of queries `[L, H, D]` over what `read` placed and the pages that their groups choose.
 
-        `q` is turned in space and time, `q_timeless` in space alone. `pages_alone` leaves out what `read` placed.
+        `q` is turned in space and time, `q_timeless` in space alone. `pages_alone` leaves out what `read` placed. Words
+        before the chunk choose in groups of their own.
         """
         assert self._working is not None
         assert self.bank is not None
         k, v = (x[stream, layer].unflatten(1, (self._pages, -1)) for x in self._working)  # [H, pages, P, D]
         working = Pages(k, v, self._lengths[stream, layer])
+        words = len(q) - len(self._order)
+        parts = [self._order + words]
+        if words:
+            parts.append(torch.arange(words, device=q.device))
         with self.watch.timed("select"):
-            lists = self.bank.choose(layer, stream, q_timeless[self._order], working, self._bank_slot)
+            lists = self.bank.choose(layer, stream, [q_timeless[part] for part in parts], working, self._bank_slot)
         dense_tokens = 0 if pages_alone else self._dense_frames * self.spec.frame_tokens + len(q)
-        group_tokens = self.bank.group_tokens(len(q))
-        state = page_attention(q[self._order], working, lists, dense_tokens=dense_tokens, group_tokens=group_tokens)
-        out = torch.empty_like(state.out)
-        out[self._order] = state.out
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for part, chosen in zip(parts, lists, strict=True):
+            group_tokens = self.bank.group_tokens(len(part))
+            state = page_attention(q[part], working, chosen, dense_tokens=dense_tokens, group_tokens=group_tokens)
+            out[part] = state.out
         return out.flatten(1)[None]
 
     def reserve(self, frames: range) -> None:
@@ -298,6 +305,7 @@ class KVMemory:
             for frame in choice.read
         ]
         self._places[key], copies = assign_places(self._places.get(key, []), wanted)
+        self.current_time = times.current[0]
         turns = [copy.placement.time for copy in copies] + [time * self.time_scale for time in times.current]
         rotations = time_rotation(turns, self.spec.time_channels, self.spec.theta, self.spec.device)
         self.current_rotation = rotations[len(copies) :]  # [T, pairs, 2, 2], one for each frame being made
@@ -311,7 +319,7 @@ class KVMemory:
 
     @property
     def _dense_rows(self) -> int:
-        return (self.read_capacity + self.chunk_frames) * self.spec.frame_tokens
+        return (self.read_capacity + self.chunk_frames) * self.spec.frame_tokens + self.words
 
     @property
     def _bank_slot(self) -> int:

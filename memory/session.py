@@ -33,7 +33,8 @@ class LayerCall:
     `q`, `k`, `v` are `[B, L, H, D]` with rotary embedding applied at the chunk's times. `q_timeless` and `k_timeless` carry
     the spatial turn alone, one where the session `selects`, the other where it commits. Row r of the batch belongs to stream `streams[r]`. `host_attention` maps
     `[1, L, H, D]`, `[1, L + read, H, D]` twice to `[1, L, H x D]` and is the host's own choice. `gates` is
-    `[B, L, H, branches]` where the session has gates.
+    `[B, L, H, branches]` where the session has gates. The first `words` tokens are
+    the prompt's, where a model joins text and picture: they read as the chunk does and are read by it, but not remembered.
     """
 
     layer: int
@@ -45,6 +46,7 @@ class LayerCall:
     k_timeless: Tensor | None
     host_attention: Callable[[Tensor, Tensor, Tensor], Tensor]
     gates: Tensor | None = None
+    words: int = 0
 
 
 @dataclass(slots=True)
@@ -184,7 +186,7 @@ class RunSession:
                 outputs.append(call.host_attention(call.q[row : row + 1], k, v))
             if self.phase is Phase.COMMIT:
                 assert call.k_timeless is not None
-                self.memory.write(call.layer, stream, call.k_timeless[row], call.v[row])
+                self.memory.write(call.layer, stream, call.k_timeless[row, call.words :], call.v[row, call.words :])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _gated(self, call: LayerCall, row: int, stream: int, k: Tensor, v: Tensor, gates: Gates) -> Tensor:

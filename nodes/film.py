@@ -16,11 +16,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..memory.chunks import Plan
-from ..memory.config import MemoryConfig
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
 from .film_check import check_film
-from .host.attach import attach_memory, film_marks, memory_config, plan_moments
+from .host.attach import attach_memory, default_memory, film_marks, memory_config, plan_moments
 from .host.conditioning import blended
 from .host.film_sampler import FilmSampler, SeededNoise
 from .host.fingerprint import conditioning_fingerprint, described, model_fingerprint, tensor_fingerprint
@@ -60,7 +59,7 @@ class Film:
     @cached_property
     def remembering(self) -> ModelPatcher:
         """The model with its memory; with the default memory when no Sparse KV Memory is before it."""
-        return attach_memory(self.model, memory_config(self.model) or MemoryConfig())
+        return attach_memory(self.model, memory_config(self.model) or default_memory(self.model))
 
     @cached_property
     def plan(self) -> Plan:

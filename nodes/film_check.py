@@ -17,7 +17,7 @@ from .host.streaming_decode import StreamingDecoder
 if TYPE_CHECKING:
     from .film import Film
 
-PATCH_PIXELS = 2  # latent rows and columns that Wan joins into a token
+PATCH_PIXELS = 2  # latent rows and columns that all families join into a token
 SIGMA_ROUNDING = 1e-4  # schedulers and the model's own table round the first level differently
 NOISIEST_SHARE = 0.9  # chunks start from noise alone; below this the schedule was cut by a denoise under 1
 
@@ -27,14 +27,16 @@ def check_film(film: Film) -> None:
     check_project_name(film.project)
     family = adapter_for(film.model)
     _check_options(film)
-    text_width = family.text_width(film.model)
+    needs = family.prompts(film.model)
     for number, conditioning in enumerate(film.storyboard.conditionings, start=1):
-        check_conditioning(f"Shot {number}", conditioning, text_width)
-    check_conditioning("The negative prompt", film.storyboard.negative, text_width)
+        check_conditioning(f"Shot {number}", conditioning, needs)
+    check_conditioning("The negative prompt", film.storyboard.negative, needs)
     _check_size(film)
     _check_sigmas(film)
     _check_start(film)
     if film.vae is not None:
+        if family.no_vae is not None:
+            raise ValueError(family.no_vae)
         StreamingDecoder(film.vae)
     _check_memory(film)
 
@@ -81,7 +83,7 @@ def _check_start(film: Film) -> None:
     if tuple(film.start.shape) != needed:
         raise ValueError(
             f"The start image needs a video latent of one frame {list(needed)}, got {list(film.start.shape)}. "
-            f"Scale one image to {film.width}x{film.height} and encode it with the VAE of this Wan model."
+            f"Scale one image to {film.width}x{film.height} and encode it with the VAE of this model."
         )
 
 

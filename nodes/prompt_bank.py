@@ -7,11 +7,10 @@ from dataclasses import replace
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..memory.config import MemoryConfig
 from ..memory.presets import LONGREEL, MEMFLOW, memflow
 from ..memory.prompt_bank import PromptBankConfig, Scorer
 from ..memory.storyboard import MOMENTS
-from .host.attach import attach_memory, memory_config
+from .host.attach import attach_memory, default_memory, memory_config
 
 DEFAULT = PromptBankConfig(anchors=True)
 
@@ -33,7 +32,9 @@ class PromptRetrievedMemoryBank(io.ComfyNode):
             ),
             search_aliases=["memflow", "character memory", "pin", "retrieval", "consistent character"],
             inputs=[
-                io.Model.Input("model", tooltip="A Wan text-to-video model, with or without Sparse KV Memory."),
+                io.Model.Input(
+                    "model", tooltip="A Wan or HunyuanVideo text-to-video model, with or without Sparse KV Memory."
+                ),
                 io.Int.Input(
                     "bank",
                     default=DEFAULT.frames,
@@ -125,7 +126,7 @@ class PromptRetrievedMemoryBank(io.ComfyNode):
         parts: float = DEFAULT.parts,
     ) -> io.NodeOutput:
         """Add the bank to the memory that is there."""
-        memory = memory_config(model) or MemoryConfig()
+        memory = memory_config(model) or default_memory(model)
         if preset == MEMFLOW:
             return io.NodeOutput(attach_memory(model, memflow(memory, pin, veto)))
         config = PromptBankConfig(

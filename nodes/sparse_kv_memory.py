@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..memory.config import LONGEST_TRAINED_FRAMES, BankConfig, MemoryConfig
 from ..memory.positions import PositionPolicy
 from ..memory.presets import DECMEM, FULL, GATED_PRESETS, LONGLIVE, LONGREEL, OMNIMEM, PRESETS
-from .host.attach import attach_memory, memory_config
+from .host.attach import adapter_for, attach_memory, memory_config
 from .host.gates import brought_gates, use_gates
 
 WINDOW, WINDOW_AND_SINK, CUSTOM = "window", "window + sink", "custom"
@@ -43,7 +43,9 @@ class SparseKVMemory(io.ComfyNode):
                 "retrieval",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="A Wan text-to-video model, with LoRAs already applied."),
+                io.Model.Input(
+                    "model", tooltip="A Wan or HunyuanVideo text-to-video model, with LoRAs already applied."
+                ),
                 io.Combo.Input(
                     "preset",
                     options=list(OPTIONS),
@@ -74,12 +76,13 @@ class SparseKVMemory(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "positions",
-                    options=[policy.value for policy in PositionPolicy],
-                    default=PositionPolicy.ABSOLUTE.value,
+                    options=[*(policy.value for policy in PositionPolicy), AUTO],
+                    default=AUTO,
                     advanced=True,
                     tooltip="When the model thinks a remembered frame was: 'absolute' as it was; 'contiguous' closes the "
                     "gaps, where there are some (a preset that searches the whole film leaves none); 'clamped' never further "
-                    "away than the trained length.",
+                    "away than the trained length; 'anchored' as contiguous, within the trained length from its beginning. "
+                    "'auto': absolute for Wan, anchored for HunyuanVideo, whose text has a place in time.",
                 ),
                 io.Int.Input(
                     "trained_frames",
@@ -87,7 +90,8 @@ class SparseKVMemory(io.ComfyNode):
                     min=1,
                     max=4096,
                     advanced=True,
-                    tooltip="Longest distance in latent frames that the checkpoint saw in training. Used by 'clamped'.",
+                    tooltip="Longest distance in latent frames that the checkpoint saw in training: 21 for Wan, 33 for HunyuanVideo. "
+                    "Used by 'clamped' and 'anchored'.",
                 ),
                 io.Float.Input(
                     "read",
@@ -180,7 +184,7 @@ class SparseKVMemory(io.ComfyNode):
         before = memory_config(model)
         config = replace(
             config,
-            positions=PositionPolicy(positions),
+            positions=adapter_for(model).positions if positions == AUTO else PositionPolicy(positions),
             trained_frames=trained_frames,
             prompt_bank=None if before is None else before.prompt_bank,
         )

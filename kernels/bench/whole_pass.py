@@ -43,6 +43,7 @@ class WanLayer:
 
         self.shape = (case.heads, case.head_dim)
         self.q, self.k, self.v, self.o, self.text_q, self.text_o = (weights(width, width) for _ in range(6))
+        assert case.ffn is not None
         self.up, self.down = weights(case.ffn, width), weights(width, case.ffn)
         self.modulation = weights(6, width)
         self.text_k, self.text_v = (weights(case.heads, TEXT_TOKENS, case.head_dim)[None] for _ in range(2))

@@ -14,6 +14,8 @@ from .gated_reader import GatedReader
 
 TRAIN_TIMESTEPS = 1000.0
 """The host's flow models take sigma times this as the timestep."""
+Predict = Callable[[nn.Module, Tensor, Tensor, ClipBatch, "ReadingLesson | None"], Tensor]
+"""What a family's `predict_flow` is."""
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

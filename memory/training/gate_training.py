@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..config import KVSpec
 from ..frame_pages import cut_frame
 from ..gates import GateForm, Gates, fresh_gates
 from ..presets import GATED_PRESETS, PRESETS
+from .causal import predict_flow
 from .clips import COLUMNS, ROWS, TileCodec, clip_batch
 from .gated_reader import GatedReader
 from .muon import Muon
@@ -136,7 +138,14 @@ def train_gates(
             clips, chunk_frames = training_films(films, step)
             reader = gated_reader(gates, chunk_frames, spec)
             with reader.listening(network):
-                loss = flow_loss(network, clip_batch(clips, codec, chunk_frames), films, step, device, reader)
+                loss = flow_loss(
+                    network,
+                    clip_batch(clips, codec, chunk_frames),
+                    films,
+                    step,
+                    device,
+                    partial(predict_flow, reader=reader),
+                )
             for optimiser in optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = group["full_rate"] * rate_factor(films, step)

@@ -58,3 +58,16 @@ def initialise_vae(vae: nn.Module, generator: torch.Generator) -> None:
             parameter.fill_(1.0)
         else:
             _normal_(parameter, RESIDUAL_GAIN if name.endswith("residual.6.weight") else 1.0, generator)
+
+
+@torch.no_grad()
+def initialise_hunyuan(model: nn.Module, generator: torch.Generator) -> None:
+    """Fill a host `HunyuanVideo` in place: what carries text at 1/sqrt(fan-in), the rest at 0.6 of it."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            carries_text = name.startswith(("txt_in", "vector_in")) or ".txt_" in name
+            _normal_(parameter, 1.0 if carries_text else TRUNK_GAIN, generator)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            parameter.fill_(1.0)

@@ -13,6 +13,9 @@ from .render import INTERRUPTED_EXIT, check_folder, set_logging
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from ...memory.training.causal import Predict
     from ...memory.training.clips import TileCodec
     from ...memory.training.gate_training import GateTraining
     from ...memory.training.tiny_training import TinyTraining
@@ -25,6 +28,7 @@ TELL_EVERY = 25
 LAYERS = 4
 GATE_FORMS = ("omnimem", "decmem")
 GATE_STEPS = 200
+FAMILIES = ("wan", "hunyuan")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tiny.add_argument("--steps", type=int, help=f"train up to this step (default: {STEPS}; {GATE_STEPS} with --gates)")
     tiny.add_argument("--quick", action="store_true", help=f"only the first {QUICK_STEPS} steps of the same curve")
     tiny.add_argument("--seed", type=int, default=0, help="another seed, another model (default: 0)")
-    tiny.add_argument("--weights", type=Path, metavar="FOLDER", help="start from the tiny_wan files in this folder")
+    tiny.add_argument(
+        "--weights", type=Path, metavar="FOLDER", help="start from the files of this family in this folder"
+    )
     tiny.add_argument(
         "--gates",
         choices=GATE_FORMS,
         help="continue the model that ships, or the one in --weights, with the gates of this memory",
     )
+    tiny.add_argument("--family", choices=FAMILIES, default=FAMILIES[0], help="which network (default: wan)")
     tiny.add_argument("--device", choices=DEVICES, default="auto")
     tiny.set_defaults(train=run_tiny)
 
@@ -66,23 +73,25 @@ def run_tiny(args: argparse.Namespace) -> int:
     from ...memory.training.export import save_weights
     from ...memory.training.run_folder import RunFolder
     from ...memory.training.tiny_training import train_tiny
-    from ..host.build import TinyWanSpec, host_modules, read_shards
+    from ..host.build import host_modules, read_shards
+    from ..host.build_hunyuan import hunyuan_modules
 
     RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
-    modules = host_modules()
+    modules = host_modules() if args.family == "wan" else hunyuan_modules()
     codec = _codec(modules, args.out)
-    model = modules.new_wan(TinyWanSpec(layers=LAYERS, seed=args.seed))
+    model, predict = _new_model(args.family, args.seed)
     if args.weights is not None:
-        model.load_state_dict(read_shards(args.weights, "wan"))
+        model.load_state_dict(read_shards(args.weights, args.family))
     device = str(comfy.model_management.get_torch_device())
     print(f"Training to step {config.steps} on {device}. Ctrl-C stops it; the same command goes on.")
     try:
-        train_tiny(config, modules, model, codec, args.out, device, _tell)
+        train_tiny(config, modules, model, codec, args.out, device, _tell, predict)
     except KeyboardInterrupt:
         return _stopped()
-    for path in save_weights(model.state_dict(), args.out, "wan"):
+    for path in save_weights(model.state_dict(), args.out, args.family):
         print(f"weights  {path}")
-    print(f"Does it remember?  longreel bench recall --quick --weights {args.out}")
+    if args.family == "wan":
+        print(f"Does it remember?  longreel bench recall --quick --weights {args.out}")
     return 0
 
 
@@ -116,10 +125,24 @@ def run_gates(args: argparse.Namespace) -> int:
     return 0
 
 
+def _new_model(family: str, seed: int) -> tuple[nn.Module, Predict]:
+    """A seeded network of this family and how its flow is predicted."""
+    from ...memory.training.causal import predict_flow
+    from ...memory.training.joined import predict_joined_flow
+    from ..host.build import TinyWanSpec, host_modules
+    from ..host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
+
+    if family == "wan":
+        return host_modules().new_wan(TinyWanSpec(layers=LAYERS, seed=seed)), predict_flow
+    return new_hunyuan(TinyHunyuanSpec(guidance=False, seed=seed)), predict_joined_flow
+
+
 def _config(args: argparse.Namespace) -> TinyTraining:
     from ...memory.training.tiny_training import TinyTraining
 
-    start = "seeded" if args.weights is None else _weights_hash(args.weights)
+    start = "seeded" if args.family == "wan" else f"seeded {args.family}"
+    if args.weights is not None:
+        start = _weights_hash(args.weights, args.family)
     steps = STEPS if args.steps is None else args.steps
     try:
         return TinyTraining(steps=min(steps, QUICK_STEPS) if args.quick else steps, seed=args.seed, start=start)
@@ -130,6 +153,8 @@ def _config(args: argparse.Namespace) -> TinyTraining:
 def _gate_config(args: argparse.Namespace) -> GateTraining:
     from ...memory.training.gate_training import GateTraining
 
+    if args.family != FAMILIES[0]:
+        raise WorkflowError(f"Gates are there for --family {FAMILIES[0]}, got {args.family}. Leave one of the two out.")
     if args.quick:
         raise WorkflowError("--quick is for a whole model. Leave it out with --gates, or give fewer --steps.")
     start = "shipped" if args.weights is None else _weights_hash(args.weights)
@@ -140,12 +165,12 @@ def _gate_config(args: argparse.Namespace) -> GateTraining:
         raise WorkflowError(str(error)) from error
 
 
-def _weights_hash(folder: Path) -> str:
-    """Sixteen digits that stand for the Wan in a folder; WorkflowError where there is none."""
-    shards = sorted(folder.glob("tiny_wan*.safetensors"))
+def _weights_hash(folder: Path, family: str = FAMILIES[0]) -> str:
+    """Sixteen digits that stand for the network in a folder; WorkflowError where there is none."""
+    shards = sorted(folder.glob(f"tiny_{family}*.safetensors"))
     if not shards:
         raise WorkflowError(
-            f"--weights needs a folder with tiny_wan*.safetensors, got {folder}. Give a folder that "
+            f"--weights needs a folder with tiny_{family}*.safetensors, got {folder}. Give a folder that "
             "`longreel train tiny` wrote, or leave it out to start anew."
         )
     return hashlib.sha256(b"".join(path.read_bytes() for path in shards)).hexdigest()[:16]

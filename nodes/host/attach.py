@@ -22,11 +22,12 @@ from .adapter import HostAdapter, choose_adapter
 from .film_sampler import FilmSampler
 from .gates import used_gates
 from .guider import FilmGuider
+from .hunyuan_video import HunyuanVideoAdapter
 from .keys import PACK, SESSION, SETTINGS
 from .page_tier import fits_in_ram, page_folder
 from .wan import WanAdapter
 
-ADAPTERS: tuple[HostAdapter, ...] = (WanAdapter(),)
+ADAPTERS: tuple[HostAdapter, ...] = (WanAdapter(), HunyuanVideoAdapter())
 
 
 def adapter_for(model: ModelPatcher) -> HostAdapter:
@@ -62,7 +63,8 @@ def _with_session(
         return executor(noise, latent, sampler, *args, **kwargs)
     guider: Any = executor.class_obj  # type: ignore[attr-defined]
     # For prompts with hooks the host takes a copy of a model with dynamic VRAM: its layers are others.
-    adapter_for(guider.model_patcher).attach(guider.model_patcher)
+    adapter = adapter_for(guider.model_patcher)
+    adapter.attach(guider.model_patcher)
     memory = plan_memory(guider, sampler)
     story = plan_story(guider, sampler)
     before = guider.model_options
@@ -70,7 +72,8 @@ def _with_session(
     with ExitStack() as closing:
         folder = None if fits_in_ram(memory.host_bytes) else Path(closing.enter_context(page_folder()))
         gates = used_gates(guider.model_patcher)
-        session = RunSession(memory, guider.text_tokens, folder, story, sampler.reaches, gates)
+        kept_text = 0 if adapter.joins_text else guider.text_tokens
+        session = RunSession(memory, kept_text, folder, story, sampler.reaches, gates)
         guider.model_options["transformer_options"][SESSION] = session
         try:
             return executor(noise, latent, sampler, *args, **kwargs)
@@ -92,8 +95,16 @@ def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, 
     return executor(model, *args, **kwargs)
 
 
+def default_memory(model: ModelPatcher) -> MemoryConfig:
+    """The memory of a model before which there is no Sparse KV Memory."""
+    return MemoryConfig(positions=adapter_for(model).positions)
+
+
 def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
-    """The memory that this film needs on the guider's model, planned but not allocated; ValueError where the two do not fit."""
+    """The memory that this film needs on the guider's model, planned but not allocated.
+
+    Raises ValueError where the model has none, and for gates, prompts and scorers that it cannot be read with.
+    """
     model: ModelPatcher = guider.model_patcher
     config = memory_config(model)
     if config is None:
@@ -101,7 +112,6 @@ def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
     plan, adapter = sampler.plan, adapter_for(model)
     spec = adapter.kv_spec(model, *sampler.latent_size)
     pinned = plan_moments(model, sampler).pinned
-    longest = max(len(prompt) for prompt in guider.prompts)
     gates = used_gates(model)
     if gates is not None:
         gates.check(spec)
@@ -112,7 +122,8 @@ def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
         plan.longest_chunk,
         plan.total_frames,
         pinned,
-        longest,
+        guider.longest_prompt,
+        words=guider.longest_prompt if adapter.joins_text else 0,
         tallied=sampler.tallied,
         gates=None if gates is None else gates.form,
     )
@@ -122,8 +133,12 @@ def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
             f"The scorer '{memory.record.scorer.value}' needs the model's cross-attention, but {refusal}, or take the scorer "
             "'late interaction' of the Prompt-Retrieved Memory Bank."
         )
-    rope_options = model.model_options["transformer_options"].get("rope_options") or {}
-    memory.time_scale = float(rope_options.get("scale_t", 1.0))
+    if adapter.joins_text and memory.bank is not None and guider.masked_prompt:
+        raise ValueError(
+            "A memory that searches the film needs prompts without an attention mask. Encode them with the Storyboard and "
+            "ComfyUI's own text encoder, or take the preset 'window + sink' of Sparse KV Memory."
+        )
+    memory.time_scale = adapter.time_scale(model)
     return memory
 
 

@@ -41,6 +41,16 @@ class FilmGuider(comfy.samplers.CFGGuider):
         return [self.original_conds[key][0]["cross_attn"][0] for key in shots]
 
     @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(int(cond["cross_attn"].shape[1]) for conds in self.original_conds.values() for cond in conds)
+
+    @property
+    def masked_prompt(self) -> bool:
+        """Whether a prompt says of some of its tokens that they are not to be read."""
+        return any(cond.get("attention_mask") is not None for conds in self.original_conds.values() for cond in conds)
+
+    @property
     def text_tokens(self) -> int:
         """Length of the longest prompt, or 0 where a hook or another pack may change prompts from step to step."""
         conds = [cond for conds in self.original_conds.values() for cond in conds]
@@ -51,7 +61,7 @@ class FilmGuider(comfy.samplers.CFGGuider):
         wrapped = [get_all_wrappers(kind, options, is_model_options=True) for kind in AROUND_THE_MODEL]
         if changing or any(wrapped) or any("hooks" in cond for cond in conds):
             return 0
-        return max(int(cond["cross_attn"].shape[1]) for cond in conds)
+        return self.longest_prompt
 
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None

@@ -9,15 +9,14 @@ from typing import Any
 
 import comfy.context_windows
 import comfy.hooks
-import comfy.ldm.hunyuan_video.model
 import comfy.model_management
-import comfy.ops
 import comfy.samplers
 import comfy.sd
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from film import film_on_disk, planned, prompt
+from hunyuan_variants import load_hunyuan_variant
 from wan_variants import SPEC, VARIANTS, load_variant, load_wan, other_wan_models, patches
 
 from longreel.memory.config import BankConfig, MemoryConfig
@@ -72,34 +71,6 @@ def refuse(film: Film, root: Path, error: type[Exception], *words: str) -> None:
 # Models
 
 
-def hunyuan_video() -> ModelPatcher:
-    network = comfy.ldm.hunyuan_video.model.HunyuanVideo(
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=768,
-        context_in_dim=64,
-        hidden_size=128,
-        mlp_ratio=4.0,
-        num_heads=1,
-        depth=1,
-        depth_single_blocks=1,
-        axes_dim=[16, 56, 56],
-        theta=256,
-        patch_size=[1, 2, 2],
-        qkv_bias=True,
-        guidance_embed=False,
-        byt5=False,
-        meanflow=False,
-        use_cond_type_embedding=False,
-        vision_in_dim=None,
-        meanflow_sum=False,
-        device="cpu",
-        dtype=torch.float32,
-        operations=comfy.ops.disable_weight_init,
-    )
-    return comfy.sd.load_diffusion_model_state_dict(network.state_dict(), model_options={"dtype": torch.float32})
-
-
 def refuse_model(film: Film, root: Path, other: ModelPatcher, named: str) -> None:
     refuse(dataclasses.replace(film, model=other), root, ValueError, named, "Load a Wan text-to-video checkpoint")
     with pytest.raises(ValueError, match=named):
@@ -112,7 +83,7 @@ def test_a_wan_variant_that_memory_does_not_know_is_refused_by_name(film: Film, 
 
 
 OTHER_MODELS: dict[str, tuple[Callable[[], ModelPatcher], str]] = {
-    "another family": (hunyuan_video, "HunyuanVideo"),
+    "another family": (lambda: load_hunyuan_variant("HunyuanVideo15"), "HunyuanVideo15"),
     "an image as channels": (lambda: load_wan(patches("patch_embedding", 36)), "type t2v, 36 input channels"),
     "control as channels": (lambda: load_wan(patches("patch_embedding", 32)), "type t2v, 32 input channels"),
 }
@@ -125,8 +96,10 @@ def test_a_model_of_another_kind_is_refused_by_name(film: Film, untouched: Path,
 
 
 def test_a_model_of_another_family_is_named_before_all_that_follows_from_it(film: Film, untouched: Path) -> None:
-    wrong = dataclasses.replace(film, model=hunyuan_video(), width=70, sigmas=torch.tensor([14.6, 0.0]))
-    refuse(wrong, untouched, ValueError, "HunyuanVideo", "Load a Wan text-to-video checkpoint")
+    wrong = dataclasses.replace(
+        film, model=load_hunyuan_variant("HunyuanVideo15"), width=70, sigmas=torch.tensor([14.6, 0.0])
+    )
+    refuse(wrong, untouched, ValueError, "HunyuanVideo15", "Load a Wan text-to-video checkpoint")
 
 
 @pytest.mark.parametrize("place", ["blocks.0.self_attn.forward", "blocks.0.self_attn", "blocks.0"])
