@@ -75,11 +75,11 @@ class Compression:
         """Offer the frames that lie in these slots, at these times."""
         spec, count = self.store.spec, self.store.frame.count
         slots = torch.tensor(first_slots, dtype=torch.int32)[:, None] + torch.arange(count, dtype=torch.int32)
-        self._slots = slots.flatten().to(spec.device)
-        turns = torch.arange(len(first_slots), dtype=torch.int32).repeat_interleave(count)
-        self._turns = turns.to(spec.device)  # of each page, its row of the rotations
+        self._slots = slots.flatten()
+        turns = torch.arange(len(first_slots), dtype=torch.int32)
+        self._turns = turns.repeat_interleave(count)  # of each page, its row of the rotations
         self._rotation = time_rotation(times, spec.time_channels, spec.theta, spec.device)
-        self._lengths = torch.ones(self._slots_kept, dtype=torch.int32, device=spec.device)
+        self._lengths = torch.ones(self._slots_kept, dtype=torch.int32)
 
     def attend(self, layer: int, stream: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention `[L, H, D]`, in float32, of turned queries over all means; `k`, `v` `[L, H, D]` are the chunk's own."""
@@ -90,7 +90,8 @@ class Compression:
         pages = Pages(k_means[:, :, None], v_means[:, :, None], lengths)  # of one token each
         rows = torch.arange(self._slice, dtype=torch.int32, device=q.device)
         for start in range(0, self.pages, self._slice):
-            slots, turns = (x[start : start + self._slice].expand(len(self._k), -1) for x in (self._slots, self._turns))
+            chosen = (x[start : start + self._slice].to(q.device) for x in (self._slots, self._turns))
+            slots, turns = (x.expand(len(self._k), -1) for x in chosen)
             count = slots.shape[1]
             copy_pages(pages, slots, turns, self._rotation, rows[:count], self._k, self._v)
             state = merge_states(state, dense_attention(q, self._k[:, :count], self._v[:, :count]))
