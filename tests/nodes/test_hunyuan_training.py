@@ -9,7 +9,7 @@ import comfy.model_management
 import pytest
 import torch
 from film import FULL, LATENT_CHANNELS, TINY_SIZE
-from hunyuan_film import SPEC, drawn, hunyuan_film
+from hunyuan_film import SPEC, drawn, hunyuan_film, lively_hunyuan, lively_network
 from numerics import FORWARD_ERROR, relative_error
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def noisy(batch: ClipBatch) -> tuple[Tensor, Tensor]:
 
 def flow_with_memory(clip: int, batch: ClipBatch, latents: Tensor, sigmas: Tensor) -> Tensor:
     """The noisy chunks of a clip as a film makes them: each reads what was committed clean before it."""
-    remembering = attach_memory(build_tiny_hunyuan(UNGUIDED), FULL)
+    remembering = attach_memory(lively_hunyuan(UNGUIDED), FULL)
     comfy.model_management.load_models_gpu([remembering])
     texts = batch.text[clip].unflatten(0, (CHUNKS, -1))
     spec = adapter_for(remembering).kv_spec(remembering, *TINY_SIZE)
@@ -89,7 +89,7 @@ def flow_with_memory(clip: int, batch: ClipBatch, latents: Tensor, sigmas: Tenso
 def test_what_training_computes_is_what_a_film_computes_with_full_memory(batch: ClipBatch) -> None:
     latents, sigmas = noisy(batch)
     with torch.inference_mode():
-        trained = predict_joined_flow(new_hunyuan(UNGUIDED), latents, sigmas, batch)
+        trained = predict_joined_flow(lively_network(UNGUIDED), latents, sigmas, batch)
         for clip in range(len(PROMPTS)):
             made = flow_with_memory(clip, batch, latents, sigmas)
             assert relative_error(trained[COPIES * clip + 1], made) < FORWARD_ERROR
@@ -111,7 +111,7 @@ def test_gradients_reach_every_weight_and_the_lesson_listens(batch: ClipBatch) -
 def test_padded_words_are_not_read(batch: ClipBatch) -> None:
     """Two of them change against each other, so that the mean, which modulates the token refiner, stays."""
     latents, sigmas = noisy(batch)
-    model, words = new_hunyuan(UNGUIDED), batch.text_mask.shape[-1]
+    model, words = lively_network(UNGUIDED), batch.text_mask.shape[-1]
     short = batch._replace(text_mask=batch.text_mask & (torch.arange(words) < words - 2))
     text = batch.text.unflatten(1, (CHUNKS, words)).clone()
     change = drawn(3, *text.shape[:2], text.shape[-1])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from film import LATENT_CHANNELS, TINY_SIZE
-from hunyuan_film import ANCHORED, FULL, SPEC, drawn, hunyuan_film, words
+from hunyuan_film import ANCHORED, FULL, SPEC, drawn, hunyuan_film, lively_hunyuan, words
 from numerics import FORWARD_ERROR, GUIDANCE_ERROR, ROLLOUT_ERROR, relative_error
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from longreel.memory.select import select_frames
 from longreel.memory.session import Phase, RunSession
 from longreel.nodes.host.attach import adapter_for, attach_memory
 from longreel.nodes.host.attention import chunk_rope
-from longreel.nodes.host.build_hunyuan import CLIP_WIDTH, TEXT_WIDTH, build_tiny_hunyuan
+from longreel.nodes.host.build_hunyuan import CLIP_WIDTH, TEXT_WIDTH
 from longreel.nodes.host.film_sampler import SeededNoise
 from longreel.nodes.host.keys import SESSION
 
@@ -43,12 +43,12 @@ ONE_AND_ONE, TWO_SHOTS = plan_chunks((2, 1), 3), plan_chunks((2, 2), 3)
 
 @pytest.fixture(scope="module", params=[True, False], ids=["distilled guidance", "no guidance input"])
 def model(host: object, request: pytest.FixtureRequest) -> ModelPatcher:
-    return build_tiny_hunyuan(replace(SPEC, guidance=request.param))
+    return lively_hunyuan(replace(SPEC, guidance=request.param))
 
 
 @pytest.fixture(scope="module")
 def distilled(host: object) -> ModelPatcher:
-    return build_tiny_hunyuan(SPEC)
+    return lively_hunyuan(SPEC)
 
 
 def inputs() -> dict[str, Tensor]:
