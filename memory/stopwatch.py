@@ -18,7 +18,7 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._events = device.type == "cuda"
+        self._device, self._events = device, device.type == "cuda"
         self._spare: list[torch.cuda.Event] = []
         self._parts: list[tuple[str, str | None, float | torch.cuda.Event, float | torch.cuda.Event]] = []
         self._inside: list[str] = []
@@ -39,7 +39,7 @@ class Stopwatch:
         """Milliseconds of each part since the last reading. Waits for a CUDA device: for the end of a chunk."""
         spent: dict[str, float] = {}
         if self._events and self._parts:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         for part, around, begin, end in self._parts:
             took = self._between(begin, end)
             spent[part] = spent.get(part, 0.0) + took
@@ -52,7 +52,7 @@ class Stopwatch:
         if not self._events:
             return time.perf_counter()
         event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def _between(self, begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:

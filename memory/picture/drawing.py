@@ -182,6 +182,8 @@ class _Picture:
 
     def _strip(self) -> None:
         self.draw.rectangle(self.strip.corners, fill=(14, 14, 17))
+        if not self.thumbnails:
+            self._write((LEFT + self.strip.width / 2, self.strip.top + STRIP / 2), "no thumbnails", anchor="mm")
         shapes = [picture.width / picture.height for picture in self.thumbnails.values()]
         height = STRIP - 8
         slots = max(1, min(self.chunks, int(self.strip.width / (height * max(shapes, default=1.5) + 2))))

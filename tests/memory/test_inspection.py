@@ -64,7 +64,14 @@ EVENTS = [
     event(0, []),
     event(1, [0, 1]),
     event(2, [0, 2, 3], bank=[[1, 2500]], selected=[[1, 0, 5000, 3, 2500]]),
-    event(3, [0, 1, 4, 5], brought=[[1, "pin", 0.75]], bank=[[2, 10_000], [3, 1]], selected=[], vetoed=[[2, 3]]),
+    event(
+        3,
+        [0, 1, 4, 5],
+        brought=[[1, "pin", 0.75]],
+        bank=[[2, 10_000], [3, 1]],
+        selected=[],
+        excluded={"vetoed": [[2, 3]]},
+    ),
     event(4, [0, 6, 7], bank=[], bank_rest=123, selected=[], selected_rest=45),
 ]
 
@@ -105,6 +112,14 @@ def test_a_group_of_layers_or_heads_shows_its_own_amounts_weighed_by_their_size(
     assert amounts_of(inspection, chunk, 0) == {1: 0.25}
     assert amounts_of(inspection, chunk, None, 0) == {1: pytest.approx(0.5 * 2 / 3)}
     assert readings(inspection, PictureView(layer_group=1, head_group=1))[2, 1] == (PAGES, 0.25)
+
+
+def test_a_bank_of_each_layers_own_and_one_read_in_parts_are_told_with_their_reasons() -> None:
+    own = event(3, [0, 1, 2], brought=[[1, "anchor", 0.5], [2, "prompt", 0.25]], layer_shares=[[2, 0.75]])
+    parts = event(4, [0], brought=[[3, "prompt", 0.5]], bank=[[3, 5000]], selected=[])
+    first, second = inspect_film(HEADER, [own, parts])["chunks"]
+    assert first["reads"][1:] == [[1, BANK, 1.0, 0.5, "anchor"], [2, BANK, 0.75, 0.25, "prompt"]]
+    assert second["reads"] == [[0, SINK, 1.0, None, "sink"], [3, PAGES, 0.5, 0.5, "prompt"]]
 
 
 def test_prompts_and_names_stay_data() -> None:
