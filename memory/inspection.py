@@ -6,7 +6,7 @@
      "chunks": [{"index": 0, "shot": 0, "frames": [0, 3],
         "reads": [[frame, kind, amount, score, why], ...], "reads_rest": 0.0,
         "selected": [[layer_group, head_group, frame, amount], ...], "selected_rest": 0.0,
-        "excluded": {"vetoed": [frame, ...]}, "remembered": 12,
+        "excluded": {"vetoed": [frame, ...], "cut": [...]}, "remembered": 12,
         "milliseconds": {...}, "bytes": {...}, "drift": {...}}],
      "thumbnails": [{"chunk": 0, "src": "..."}], "pins": "12.5s", "vetoes": ""}
 
@@ -73,7 +73,10 @@ def inspect_chunk(header: Mapping[str, Any], event: Mapping[str, Any]) -> dict[s
         for row in (event.get("selected", []) if groups else [])
         for cell, amount in zip(row[1::2], row[2::2], strict=True)
     ]
-    vetoed = [frame for first, last in event.get("vetoed", []) for frame in range(first, last + 1)]
+    excluded = {
+        why: [frame for first, last in stretches for frame in range(first, last + 1)]
+        for why, stretches in event.get("excluded", {}).items()
+    }
     return {
         "index": event["chunk"],
         "shot": event["shot"],
@@ -82,7 +85,7 @@ def inspect_chunk(header: Mapping[str, Any], event: Mapping[str, Any]) -> dict[s
         "reads_rest": event.get("bank_rest", 0) / UNIT,
         "selected": selected,
         "selected_rest": event.get("selected_rest", 0) / UNIT,
-        "excluded": {"vetoed": vetoed} if vetoed else {},
+        "excluded": excluded,
         "remembered": event.get("remembered"),
         "milliseconds": _milliseconds(event),
         "bytes": dict(event.get("bytes", {})),

@@ -27,7 +27,7 @@ from .page_table import PageTable
 from .positions import assign_times
 from .prompt_bank import Brought, Scorer, Wish
 from .read_tally import BankReads
-from .select import EVERYTHING, Choice, select_frames
+from .select import EVERYTHING, Choice, cut_away, select_frames
 from .stopwatch import Stopwatch
 from .text_record import TextRecord
 from .transitions import Reach
@@ -86,7 +86,7 @@ class KVMemory:
         self.read_frames: tuple[int, ...] = ()
         self.brought: dict[int, Brought] = {}
         self.layer_shares: dict[int, float] = {}
-        self.vetoed_frames: tuple[int, ...] = ()
+        self.excluded: dict[str, tuple[int, ...]] = {}
         self.current_rotation: Tensor | None = None
         self._dense_frames = 0
         self._places: dict[int, list[Placement | None]] = {}
@@ -182,13 +182,17 @@ class KVMemory:
         listens. `reach` is what a cut has left.
         """
         choice = select_frames(self.table.frames, frames.start, self.chunk_frames, self.config, reach)
-        self.vetoed_frames = tuple(sorted(frame for frame in wish.vetoed if frame < frames.start))
         older = [frame for frame in self.table.frames if frame < frames.start]
         choices, self.brought = grant(wish, choice, older, reach, self.config.prompt_bank, self._likeness)
         self.read_frames = tuple(sorted({frame for choice in choices for frame in choice.read}))
         self.layer_shares = {
             frame: sum(frame in choice.read for choice in choices) / len(choices) for frame in self.read_frames
         }
+        cut = cut_away(self.table.frames, frames.start, self.chunk_frames, self.config, reach).difference(
+            self.read_frames
+        )
+        vetoed = (frame for frame in wish.vetoed if frame < frames.start)
+        self.excluded = {"vetoed": tuple(sorted(vetoed)), "cut": tuple(sorted(cut))}
         self._dense_frames = len(choices[0].read)
         alike = len(choices) == 1
         if alike and len(self._places) > 1:

@@ -68,6 +68,7 @@ class ReadTally:
         """Count for a chunk that is offered these frames."""
         self._begin(tuple(frames))
         self._counts.zero_()
+        self._places.fill(0)  # the chunk before may have been offered more frames
         self._open = True
 
     def stop(self) -> None:

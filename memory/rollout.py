@@ -18,10 +18,11 @@ class FinishedChunk:
     """A chunk whose frames are clean `[B, C, T, H, W]` and remembered.
 
     `read_frames` were read by every query, those that are `brought` because of a pin or a prompt; with what each chose
-    from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted. `milliseconds` by
-    part (`Stopwatch`): recache, denoise and commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where
-    memory lies to where it is read; `remembered` frames were readable behind the chunk. `layer_shares` is which share of the
-    layers read each of the `read_frames`: all, unless a prompt bank chooses for each layer.
+    from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted. `layer_shares` is which
+    share of the layers read each of the `read_frames`: all, unless a prompt bank chooses for each layer. `excluded` frames were
+    not read because they are `vetoed`, or closed by a `cut`. `milliseconds` by part (`Stopwatch`): recache, denoise and
+    commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where memory lies to where it is
+    read; `remembered` frames were readable behind the chunk.
     """
 
     chunk: Chunk
@@ -33,7 +34,7 @@ class FinishedChunk:
     recached_frames: tuple[int, ...]
     milliseconds: Mapping[str, float]
     layer_shares: Mapping[int, float] = field(default_factory=dict)
-    vetoed_frames: tuple[int, ...] = ()
+    excluded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bank_reads: BankReads | None = None
     moved_bytes: int = 0
     remembered: int = 0
@@ -85,7 +86,7 @@ class Rollout:
             with watch.timed("denoise"):
                 self._session.begin(chunk.frames, chunk.shot)
                 read_frames, brought, frames_worth = memory.read_frames, memory.brought, memory.frames_worth
-                shares = memory.layer_shares
+                shares, excluded = memory.layer_shares, memory.excluded
                 saved = self._load(chunk.index)
                 latents = self._denoise(chunk) if saved is None else saved
             with watch.timed("commit"):
@@ -100,7 +101,7 @@ class Rollout:
                 recached,
                 milliseconds=watch.read(),
                 layer_shares=shares,
-                vetoed_frames=memory.vetoed_frames,
+                excluded=excluded,
                 bank_reads=memory.bank_reads(),
                 moved_bytes=memory.moved_bytes,
                 remembered=len(memory.table.frames),

@@ -8,7 +8,7 @@ Of the bank, in ten thousandths of a frame's keys: `bank` [frame, amount], the m
 amount, cell, amount, ...] where a cell is layer group x head groups + head group. The largest amounts are told, what was left
 out adds up to `bank_rest`, and to `selected_rest` in the mean over cells.
 
-`vetoed` are stretches [first, last] of frames that were not offered. `milliseconds` by part do not overlap (`Stopwatch`);
+`excluded` are stretches [first, last] of frames that were not read, by the reason: `vetoed`, or closed by a `cut`. `milliseconds` by part do not overlap (`Stopwatch`);
 `bytes`: `card` is taken there for the whole film, `ram` or `file` is what the remembered frames fill, `moved` came from
 where memory lies to where it is read. `drift` is that of `LatentDrift`; `remembered` counts frames behind the chunk.
 """
@@ -102,8 +102,8 @@ def chunk_line(done: FinishedChunk, session: RunSession, drift: Mapping[str, flo
         line["bytes"][session.tier] = done.remembered * session.memory.store.frame_bytes
     if shares := {frame: share for frame, share in done.layer_shares.items() if share < 1}:
         line["layer_shares"] = [[frame, round(share, DIGITS)] for frame, share in shares.items()]
-    if done.vetoed_frames:
-        line["vetoed"] = stretches(done.vetoed_frames)
+    if excluded := {why: stretches(frames) for why, frames in done.excluded.items() if frames}:
+        line["excluded"] = excluded
     if done.bank_reads is not None:
         line.update(told_reads(done.bank_reads))
     return line

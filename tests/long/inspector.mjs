@@ -139,10 +139,10 @@ async function asAnArtist(renderer, theme) {
   await page.waitForTimeout(500);
   said.listed = await page.locator(".longreel-row").allInnerTexts();
   await page.screenshot({ path: join(pictures, `inspector ${renderer} ${theme}.png`) });
-  const other = theme === "dark" ? "light" : "dark";
-  await setting("Comfy.ColorPalette", other);
+  const opposite = theme === "dark" ? "light" : "dark";
+  await setting("Comfy.ColorPalette", opposite);
   await page.waitForTimeout(700);
-  await page.screenshot({ path: join(pictures, `inspector ${renderer} ${other}.png`) });
+  await page.screenshot({ path: join(pictures, `inspector ${renderer} ${opposite}.png`) });
   await setting("Comfy.ColorPalette", theme);
 
   // The keyboard: the stage has the focus, ComfyUI must not take P for its own command.
@@ -182,13 +182,16 @@ async function asAnArtist(renderer, theme) {
   said.again = [await text(".longreel-title"), await text(".longreel-lines")];
   await page.screenshot({ path: join(pictures, `inspector ${renderer} again.png`) });
 
-  // Another workflow and back: the picture is restored from what the page kept.
-  await page.evaluate((type) => {
-    const node = window.app.graph.nodes.find((other) => other.type === type);
-    const output = window.app.nodeOutputs[node.id];
-    node.onExecuted(output); // the same again changes nothing
-  }, NODE);
-  said.same = await text(".longreel-name");
+  // Another workflow's tab and back: the picture is restored from what the page kept.
+  const [mine, other] = await page.evaluate(() => {
+    const { activeWorkflow, openWorkflows } = window.app.extensionManager.workflow;
+    return [activeWorkflow.filename, openWorkflows.find((open) => open !== activeWorkflow).filename];
+  });
+  for (const tab of [other, mine]) {
+    await page.locator(".workflow-tabs").getByText(tab, { exact: true }).first().click();
+    await page.waitForTimeout(2500);
+  }
+  said.restored = await text(".longreel-name");
   return said;
 }
 

@@ -129,6 +129,11 @@ def test_the_next_film_reads_the_pinned_frame_and_not_the_vetoed_one(said: dict[
     assert "because it is pinned" in lines
 
 
+def test_the_picture_is_there_again_when_its_tab_is(said: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    renderer = request.node.callspec.params["said"]
+    assert said["restored"] == f"pins {renderer.replace('.', '')}"
+
+
 def test_names_and_prompts_of_a_trace_are_shown_and_never_run(said: dict[str, Any]) -> None:
     assert said["hostile"] == {"name": HOSTILE, "hacked": None, "elements": 0, "images": [None]}
 

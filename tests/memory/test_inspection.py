@@ -64,7 +64,14 @@ EVENTS = [
     event(0, []),
     event(1, [0, 1]),
     event(2, [0, 2, 3], bank=[[1, 2500]], selected=[[1, 0, 5000, 3, 2500]]),
-    event(3, [0, 1, 4, 5], brought=[[1, "pin", 0.75]], bank=[[2, 10_000], [3, 1]], selected=[], vetoed=[[2, 3]]),
+    event(
+        3,
+        [0, 1, 4, 5],
+        brought=[[1, "pin", 0.75]],
+        bank=[[2, 10_000], [3, 1]],
+        selected=[],
+        excluded={"vetoed": [[2, 3]]},
+    ),
     event(4, [0, 6, 7], bank=[], bank_rest=123, selected=[], selected_rest=45),
 ]
 

@@ -13,6 +13,7 @@ from longreel.kernels.page_scores import group_means, select_pages
 from longreel.kernels.pages import PageLists
 from longreel.memory.config import BankConfig, KVSpec, MemoryConfig
 from longreel.memory.kv_memory import KVMemory
+from longreel.memory.prompt_bank import Wish
 from longreel.memory.read_tally import ReadTally
 from longreel.memory.trace_groups import group_of_each, head_groups, layer_groups
 
@@ -64,6 +65,18 @@ def test_reading_everything_is_one_whole_frame_of_each(streams: int) -> None:
     assert reads.frames == tuple(range(1, 12))
     assert_allclose(reads.amounts, np.ones((3, 2, 11)), rtol=ROUNDING)
     assert_allclose(reads.whole, np.ones(11), rtol=ROUNDING)
+
+
+def test_a_chunk_that_is_offered_fewer_frames_than_the_one_before_is_counted() -> None:
+    """A pin or a veto takes frames out of the bank from one chunk to the next."""
+    memory = film(MemoryConfig(3, 1, bank=BankConfig(frames_worth=1000.0, shortlist=100_000)), 4)
+    attend(memory, 0)
+    memory.begin(range(12, 15), Wish(vetoed=frozenset(range(5, 12))))
+    attend(memory, 0)
+    reads = memory.bank_reads()
+    assert reads is not None
+    assert reads.frames == (1, 2, 3, 4)
+    assert_allclose(reads.amounts, np.ones((3, 2, 4)), rtol=ROUNDING)
 
 
 def test_amounts_are_those_of_the_lists_that_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
