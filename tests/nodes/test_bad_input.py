@@ -23,6 +23,7 @@ from wan_variants import SPEC, VARIANTS, load_variant, load_wan, other_wan_model
 from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.positions import PositionPolicy
 from longreel.memory.project import ProjectError
+from longreel.memory.prompt_bank import PromptBankConfig
 from longreel.nodes.chunk_sampler import ChunkedARSampler
 from longreel.nodes.film import Film
 from longreel.nodes.host.attach import attach_memory
@@ -203,6 +204,24 @@ BAD_FILMS: dict[str, tuple[Change, tuple[str, ...]]] = {
             remembering(window_frames=4096)(film)
         ),
         ("GiB, but the device has", "window + sink"),
+    ),
+    "a bank larger than the device": (
+        lambda film: changed(width=16_384, height=16_384, storyboard=planned("pin: 1s\n[60s] a beach"))(
+            remembering(window_frames=3, prompt_bank=PromptBankConfig(frames=256))(film)
+        ),
+        (
+            "GiB, but the device has",
+            "the 'bank' of the Prompt-Retrieved Memory Bank down",
+            "the 1 pinned latent frames",
+        ),
+    ),
+    "a pin behind the film": (
+        changed(storyboard=planned("pin: 9s\n[1.5s] a beach")),
+        ("'pin' of the Storyboard: '9s' lies behind the film", "Choose an earlier time"),
+    ),
+    "a moment pinned and vetoed": (
+        changed(storyboard=planned("pin: 1s\nveto: shot 1\n[1.5s] a beach")),
+        ("pinned and vetoed", "Take them out of one list"),
     ),
     "a memory larger than RAM and disk": (
         lambda film: changed(width=16_384, height=16_384, storyboard=planned("[600s] a beach"))(
