@@ -127,6 +127,12 @@ def test_padded_words_are_not_read(batch: ClipBatch) -> None:
     assert relative_error(read_changed, hidden) > 10 * FORWARD_ERROR
 
 
+def test_clips_are_normalised_as_the_model_takes_latents(host: object) -> None:
+    modules, latents = hunyuan_modules(), drawn(1, 1, LATENT_CHANNELS, 1, *TINY_SIZE)
+    expected = build_tiny_hunyuan(UNGUIDED).model.process_latent_in(latents)
+    assert relative_error((latents - modules.latent_mean) / modules.latent_std, expected) < FORWARD_ERROR
+
+
 def test_training_can_be_stopped_and_what_it_writes_makes_films(host: object, tmp_path: Path) -> None:
     codec = TileCodec(drawn(1, 768, 16) / 28, torch.zeros(16), drawn(2, 16, 768) / 4, torch.zeros(768))
     stages = (Stage(0, 1, 3, (1,), 1, 1, 2, 12, 0.5, 1.0, 8.0, 0.1),)
