@@ -30,14 +30,19 @@ COMPARISONS = ("memories", "budgets", "ablations")
 """What `--compare` sets side by side."""
 
 
-def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, MemoryConfig]:
-    """The memories by name, for chunks of this many frames. A new policy is one line here."""
+def recall_policies(
+    chunk_frames: int, compare: str = "memories", own: PositionPolicy = PositionPolicy.ABSOLUTE
+) -> dict[str, MemoryConfig]:
+    """The memories by name, for chunks of this many frames; `own` are the positions of the model's family.
+
+    A new policy is one line here.
+    """
     window, trained = WINDOW_CHUNKS * chunk_frames, TRAINED_CHUNKS * chunk_frames
     full = {
         f"full, {positions.value}": MemoryConfig(None, 0, positions, trained)
         for positions in (PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS, PositionPolicy.CLAMPED)
     }
-    sink = MemoryConfig(window, chunk_frames, trained_frames=trained)
+    sink = MemoryConfig(window, chunk_frames, own, trained)
     ours = replace(sink, bank=PRESETS[LONGREEL].bank)
     if compare == "budgets":
         return {

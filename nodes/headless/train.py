@@ -81,8 +81,7 @@ def run_tiny(args: argparse.Namespace) -> int:
         return INTERRUPTED_EXIT
     for path in save_weights(model.state_dict(), args.out, args.family):
         print(f"weights  {path}")
-    if args.family == "wan":
-        print(f"Does it remember?  longreel bench recall --quick --weights {args.out}")
+    print(f"Does it remember?  longreel bench recall --quick --weights {args.out}")
     return 0
 
 

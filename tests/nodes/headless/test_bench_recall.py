@@ -18,6 +18,7 @@ from longreel.memory.positions import PositionPolicy
 from longreel.memory.training.causal import predict_flow
 from longreel.memory.training.clips import ClipBatch, text_batch
 from longreel.memory.training.export import save_weights
+from longreel.memory.training.joined import predict_joined_flow
 from longreel.memory.training.recall import recall_film, sampling_levels, swapped_name
 from longreel.memory.training.recall_policies import Cell, RecallBench, recall_policies
 from longreel.memory.training.recall_scores import last_truth
@@ -27,7 +28,8 @@ from longreel.nodes.headless.bench_recall import TinyModel, load_weights
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 from longreel.nodes.host.attach import attach_memory
-from longreel.nodes.host.build import TinyWanSpec, host_modules
+from longreel.nodes.host.build import TinyWanSpec, host_modules, read_shards
+from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
 
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=5)
 SMALLEST = RecallBench(films=2, cells=(Cell(5, 4),), drift_films=1, drift_chunks=5, characters=4)
@@ -73,6 +75,37 @@ def draw_last_chunk(network: torch.nn.Module, batch: ClipBatch, seed: int) -> Te
             flow = predict_flow(network, latents, sigmas, batch)[:, :, -size:]
             latents[:, :, -size:] += (lower - level) * flow
     return latents[:, :, -size:]
+
+
+@torch.no_grad()
+def draw_last_joined_chunk(network: torch.nn.Module, batch: ClipBatch, seed: int) -> Tensor:
+    """The same for HunyuanVideo: the clip goes in clean, and once more with the last chunk in the making."""
+    size = batch.chunk_frames
+    latents = batch.latents.repeat(2, 1, 1, 1, 1)
+    generator = torch.Generator().manual_seed(seed)
+    latents[1:, :, -size:] = torch.randn(latents[1:, :, -size:].shape, generator=generator)
+    sigmas = torch.zeros(2, latents.shape[2])
+    for level, lower in pairwise(sampling_levels()):
+        sigmas[1:, -size:] = level
+        flow = predict_joined_flow(network, latents, sigmas, batch)[1:, :, -size:]
+        latents[1:, :, -size:] += (lower - level) * flow
+    return latents[1:, :, -size:]
+
+
+def test_the_product_draws_the_chunk_that_training_draws_with_hunyuan_video(tmp_path: Path, host: Host) -> None:
+    spec = TinyHunyuanSpec(width=128, double_layers=1, single_layers=1, guidance=False, seed=5)
+    save_weights(new_hunyuan(spec).state_dict(), tmp_path, "hunyuan")
+    model, network = TinyModel(tmp_path), new_hunyuan(spec)
+    assert model.positions is PositionPolicy.ANCHORED
+    network.load_state_dict({name: tensor.float() for name, tensor in read_shards(tmp_path, "hunyuan").items()})
+    film = recall_film(3, 5, 1, 4, 4)
+    latents = model.encode(film)
+    text, text_mask = text_batch([[shot.prompt for shot in film.shots]])
+    batch = ClipBatch(latents.clone(), torch.zeros(1), text, text_mask, torch.zeros(1), 1)
+    remembering = attach_memory(model.model, MemoryConfig(None, 0, model.positions))
+    prompts = [shot.prompt for shot in film.shots]
+    drawn = model.draw(remembering, plan_chunks([1] * 5, 1), prompts, latents[:, :, :-1], TrainingNoise(11))
+    assert relative_error(drawn.probes[0], draw_last_joined_chunk(network, batch, seed=11)) < ROLLOUT_ERROR
 
 
 class TrainingNoise:
