@@ -91,19 +91,21 @@ def predict_joined_flow(
     """The model's flow (noise minus picture) for `latents` `[B * copies, 16, T, h, w]` at `sigmas` `[B * copies, T]`.
 
     As `causal.predict_flow`, for a model that joins text and picture. Padded words are hidden from attention; the mean of
-    the words, which modulates the host's token refiner, still counts them.
+    all words modulates the host's token refiner, so they are given that mean.
     """
     copies, frames = len(latents) // len(batch.text), batch.chunk_frames
     joined = JoinedChunks(batch, copies, lesson)
     rows = latents.unflatten(2, (-1, frames)).transpose(1, 2).flatten(0, 1)  # [R, 16, f, h, w]
     levels = sigmas[:, ::frames].flatten()
     text = batch.text.unflatten(1, (joined.chunks, -1)).repeat_interleave(copies, dim=0).flatten(0, 1).to(latents)
-    counts = batch.text_mask.sum(-1, keepdim=True).repeat_interleave(copies, dim=0).flatten(0, 1)
+    live = batch.text_mask.repeat_interleave(copies, dim=0).flatten(0, 1)[..., None].to(text)  # [R, W, 1]
+    counts = live.sum(1)
+    said = text * live
     flow: Tensor = model(
         rows,
         levels * TRAIN_TIMESTEPS,
-        text,
-        y=pooled_words(text, counts.to(text)),
+        said + (1 - live) * (said.sum(1) / counts)[:, None],
+        y=pooled_words(said, counts),
         transformer_options={"patches": {"attn1_patch": [joined.patch]}, "optimized_attention_override": joined.attend},
     )
     films: Tensor = flow.unflatten(0, (-1, joined.chunks)).transpose(1, 2).flatten(2, 3)

@@ -38,14 +38,19 @@ TRANSITIONS = "transitions"
 """What it sets side by side as well, in a table of its own."""
 
 
-def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, MemoryConfig]:
-    """The memories by name, for chunks of this many frames. A new policy is one line here."""
+def recall_policies(
+    chunk_frames: int, compare: str = "memories", own: PositionPolicy = PositionPolicy.ABSOLUTE
+) -> dict[str, MemoryConfig]:
+    """The memories by name, for chunks of this many frames; `own` are the positions of the model's family.
+
+    A new policy is one line here.
+    """
     window, trained = WINDOW_CHUNKS * chunk_frames, TRAINED_CHUNKS * chunk_frames
     full = {
         f"full, {positions.value}": MemoryConfig(None, 0, positions, trained)
         for positions in (PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS, PositionPolicy.CLAMPED)
     }
-    sink = MemoryConfig(window, chunk_frames, trained_frames=trained)
+    sink = MemoryConfig(window, chunk_frames, own, trained)
     ours = replace(sink, bank=PRESETS[LONGREEL].bank)
     if compare == "budgets":
         return {
@@ -196,10 +201,9 @@ class RecallBench:
         if self.drift_films < 0:
             raise ValueError(f"The recall bench needs 0 or more films for the drift, got {self.drift_films}.")
 
-    @property
-    def measured(self) -> dict[str, MemoryConfig]:
-        """The memories that are measured, by name."""
-        known = recall_policies(self.chunk_frames, self.compare)
+    def measured(self, positions: PositionPolicy = PositionPolicy.ABSOLUTE) -> dict[str, MemoryConfig]:
+        """The memories that are measured, by name; `positions` are those of the model's family."""
+        known = recall_policies(self.chunk_frames, self.compare, positions)
         return {name: config for name, config in known.items() if self.wants(name)}
 
     def wants(self, name: str) -> bool:

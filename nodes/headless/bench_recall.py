@@ -29,7 +29,8 @@ from ...memory.training.recall_samples import Drift, Sample, Samples
 from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_of
 from ...memory.training.storyworld import Film, Look, Shot, render_shot
 from ...memory.training.tiny_vae import FIRST_TEST_SEED
-from ..host.attach import attach_memory
+from ...memory.training.words import pooled_words
+from ..host.attach import adapter_for, attach_memory
 from ..host.build import (
     build_tiny_vae,
     build_tiny_wan,
@@ -37,6 +38,7 @@ from ..host.build import (
     read_shards,
     shipped_weights,
 )
+from ..host.build_hunyuan import build_tiny_hunyuan
 from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.gates import brought_gates, use_gates
@@ -140,9 +142,12 @@ class TinyModel:
 
     def __init__(self, folder: Path | None = None) -> None:
         """Load what ships, or the model in `folder` as `longreel train tiny` writes it; ValueError without one."""
-        wan, vae = load_weights(folder, "wan"), load_weights(folder, "vae")
-        self.fingerprint = weights_fingerprint(wan, vae)
-        self.model = build_tiny_wan(causal=True, weights=wan)
+        vae = load_weights(folder, "vae")
+        hunyuan = {} if folder is None else read_shards(folder, "hunyuan")
+        network = hunyuan or load_weights(folder, "wan")
+        self.fingerprint = weights_fingerprint(network, vae)
+        self.model = build_tiny_hunyuan(weights=network) if hunyuan else build_tiny_wan(causal=True, weights=network)
+        self.positions = adapter_for(self.model).positions
         self.gated = tuple(GatedModel(form, folder) for form in GateForm if has_gates(form, folder))
         self.vae = build_tiny_vae(weights=vae)
         drop_silent_branches(self.vae.first_stage_model)  # else films would cost more to encode than to draw
@@ -153,7 +158,9 @@ class TinyModel:
     def prompt(self, text: str) -> Any:
         """The text as a CONDITIONING."""
         if text not in self._prompts:
-            self._prompts[text] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            ((words, extras),) = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            pooled = pooled_words(words, torch.tensor([[words.shape[1]]]))  # HunyuanVideo reads it, Wan does not
+            self._prompts[text] = [[words, {**extras, "pooled_output": pooled}]]
         return self._prompts[text]
 
     def encode(self, film: Film) -> Tensor:
@@ -262,9 +269,9 @@ class RecallRun:
 
     def __init__(self, bench: RecallBench, model: TinyModel, samples: Samples) -> None:
         self.bench, self.model, self.samples = bench, model, samples
-        self.policies = bench.measured
+        self.policies = bench.measured(model.positions)
         self.gated = {gated.name: gated for gated in gated_models(bench, model)}
-        presets = recall_policies(bench.chunk_frames, bench.compare)
+        presets = recall_policies(bench.chunk_frames, bench.compare, model.positions)
         self.policies |= {name: presets[gated.preset] for name, gated in self.gated.items()}
 
     def run(self, tell: Callable[[int], None]) -> None:
@@ -360,8 +367,8 @@ def gated_models(bench: RecallBench, model: TinyModel) -> tuple[GatedModel, ...]
 
 def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
     """Whatever changes a measured number, as JSON; how many films and which cells do not."""
-    presets = recall_policies(bench.chunk_frames, bench.compare)
-    policies = {name: config.described() for name, config in bench.measured.items()}
+    presets = recall_policies(bench.chunk_frames, bench.compare, model.positions)
+    policies = {name: config.described() for name, config in bench.measured(model.positions).items()}
     for gated in gated_models(bench, model):
         policies[gated.name] = {**presets[gated.preset].described(), "gates": gated.fingerprint}
     return {

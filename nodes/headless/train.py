@@ -90,8 +90,7 @@ def run_tiny(args: argparse.Namespace) -> int:
         return _stopped()
     for path in save_weights(model.state_dict(), args.out, args.family):
         print(f"weights  {path}")
-    if args.family == "wan":
-        print(f"Does it remember?  longreel bench recall --quick --weights {args.out}")
+    print(f"Does it remember?  longreel bench recall --quick --weights {args.out}")
     return 0
 
 
@@ -196,7 +195,7 @@ def _codec(modules: Any, out: Path) -> TileCodec:
     from ...memory.training.real_clips import real_clips
     from ...memory.training.storyworld import FilmSettings, random_film
     from ...memory.training.tiny_vae import TinyVaeFit, fit_tiny_vae
-    from ..host.build import shipped_weights
+    from ..host.build import host_modules, shipped_weights
 
     weights = shipped_weights("vae")
     fitted = out / "tiny_vae.safetensors"
@@ -206,7 +205,8 @@ def _codec(modules: Any, out: Path) -> TileCodec:
             clips = [clip.fitted for clip in real_clips()]
         except ValueError as error:
             raise WorkflowError(str(error)) from error
-        vae = fit_tiny_vae(TinyVaeFit(), modules.new_vae, modules.latent_mean, modules.latent_std, clips)
+        wan = host_modules()  # the VAE is Wan's, whoever learns to draw in its latents
+        vae = fit_tiny_vae(TinyVaeFit(), wan.new_vae, wan.latent_mean, wan.latent_std, clips)
         save_weights(vae.state_dict(), out, "vae")
     if weights is None:
         weights = load_file(fitted)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import comfy.latent_formats
 import comfy.ops
 import comfy.sd
 import torch
@@ -83,8 +84,10 @@ def _training() -> Iterator[None]:
 
 
 def hunyuan_modules() -> HostModules:
-    """What training needs from the host, with a switch that lets HunyuanVideo be trained."""
-    return host_modules()._replace(training=_training)
+    """What training needs from the host: HunyuanVideo's latent statistics, and a switch that lets it be trained."""
+    modules, scale = host_modules(), comfy.latent_formats.HunyuanVideo().scale_factor
+    mean, std = torch.zeros_like(modules.latent_mean), torch.full_like(modules.latent_std, 1 / scale)
+    return modules._replace(latent_mean=mean, latent_std=std, training=_training)
 
 
 def build_tiny_hunyuan(

@@ -203,8 +203,8 @@ def test_every_comparison_has_the_full_memory_to_be_compared_with() -> None:
 
 
 def test_a_few_memories_are_measured_beside_the_one_that_all_are_compared_with() -> None:
-    assert list(FULL.measured) == list(recall_policies(1))
-    assert list(dataclasses.replace(FULL, policies=("LongReel", "window")).measured) == [
+    assert list(FULL.measured()) == list(recall_policies(1))
+    assert list(dataclasses.replace(FULL, policies=("LongReel", "window")).measured()) == [
         "window",
         REFERENCE,
         "LongReel",

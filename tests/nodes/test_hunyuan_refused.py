@@ -21,6 +21,7 @@ from longreel.nodes.film import Film
 from longreel.nodes.host.attach import attach_memory, memory_config
 from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
 from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, build_tiny_hunyuan
+from longreel.nodes.host.conditioning import blended
 from longreel.nodes.prompt_bank import PromptRetrievedMemoryBank
 from longreel.nodes.sparse_kv_memory import AUTO, SparseKVMemory
 
@@ -144,3 +145,12 @@ def test_a_prompt_that_grows_while_the_film_renders_is_refused(model: ModelPatch
     growing.add_wrapper_with_key("diffusion_model", "another pack", longer)
     with pytest.raises(ValueError, match="makes prompts longer"):
         hunyuan_film(growing, sigmas=(1.0, 0.0))
+
+
+def test_between_two_prompts_both_the_words_and_their_one_vector_lie_between(host: object) -> None:
+    before, after = words(0), words(1)
+    ((vectors, extras),) = blended(before, after, 0.25)
+    assert torch.equal(vectors, torch.lerp(before[0][0], after[0][0], 0.25))
+    assert torch.equal(
+        extras["pooled_output"], torch.lerp(*(each[0][1]["pooled_output"] for each in (before, after)), 0.25)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import MemoryConfig
 from longreel.memory.gates import GateForm, fresh_gates
 from longreel.memory.positions import PositionPolicy
+from longreel.memory.training.clips import ClipBatch
 from longreel.memory.training.export import save_weights
-from longreel.memory.training.recall import recall_film, swapped_name
+from longreel.memory.training.joined import predict_joined_flow
+from longreel.memory.training.recall import recall_film, sampling_levels, swapped_name
 from longreel.memory.training.recall_policies import PINS, RELEASED, Cell, RecallBench, recall_policies
 from longreel.memory.training.recall_samples import Samples
 from longreel.memory.training.recall_scores import last_truth
@@ -29,7 +32,8 @@ from longreel.nodes.headless.bench_transitions import Switch
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 from longreel.nodes.host.attach import attach_memory
-from longreel.nodes.host.build import TinyWanSpec, host_modules
+from longreel.nodes.host.build import TinyWanSpec, host_modules, read_shards
+from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
 
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=5)
 SMALLEST = RecallBench(films=2, cells=(Cell(5, 4),), drift_films=1, drift_chunks=5, characters=4)
@@ -47,6 +51,36 @@ def folder(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> TinyModel:
     return TinyModel(folder)
+
+
+@torch.no_grad()
+def draw_last_joined_chunk(network: torch.nn.Module, batch: ClipBatch, seed: int) -> Tensor:
+    """What `draw_last_chunk` draws, of HunyuanVideo: the clip goes in clean, and once more with the last chunk in the making."""
+    size = batch.chunk_frames
+    latents = batch.latents.repeat(2, 1, 1, 1, 1)
+    generator = torch.Generator().manual_seed(seed)
+    latents[1:, :, -size:] = torch.randn(latents[1:, :, -size:].shape, generator=generator)
+    sigmas = torch.zeros(2, latents.shape[2])
+    for level, lower in pairwise(sampling_levels()):
+        sigmas[1:, -size:] = level
+        flow = predict_joined_flow(network, latents, sigmas, batch)[1:, :, -size:]
+        latents[1:, :, -size:] += (lower - level) * flow
+    return latents[1:, :, -size:]
+
+
+def test_the_product_draws_the_chunk_that_training_draws_with_hunyuan_video(tmp_path: Path, host: Host) -> None:
+    spec = TinyHunyuanSpec(width=128, double_layers=1, single_layers=1, guidance=False, seed=5)
+    save_weights(new_hunyuan(spec).state_dict(), tmp_path, "hunyuan")
+    model, network = TinyModel(tmp_path), new_hunyuan(spec)
+    assert model.positions is PositionPolicy.ANCHORED
+    network.load_state_dict({name: tensor.float() for name, tensor in read_shards(tmp_path, "hunyuan").items()})
+    film = recall_film(3, 5, 1, 4, 4)
+    latents = model.encode(film)
+    batch = training_batch(film, latents, 1)
+    remembering = attach_memory(model.model, MemoryConfig(None, 0, model.positions))
+    prompts = [shot.prompt for shot in film.shots]
+    drawn = model.draw(remembering, plan_chunks([1] * 5, 1), prompts, latents[:, :, :-1], TrainingNoise(11))
+    assert relative_error(drawn.probes[0], draw_last_joined_chunk(network, batch, seed=11)) < ROLLOUT_ERROR
 
 
 @pytest.mark.parametrize("chunk_frames", [1, 3])
