@@ -30,6 +30,7 @@ from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
 from longreel.nodes.host.demo_text import build_demo_clip
 from longreel.nodes.host.film_sampler import FilmSampler
+from longreel.nodes.prompt_bank import PromptRetrievedMemoryBank
 from longreel.nodes.storyboard import StoryboardNode
 
 Change = Callable[[Film], Film]
@@ -329,10 +330,13 @@ def test_a_storyboard_that_cannot_be_planned_is_refused_before_text_is_encoded(
 def test_a_mistake_in_a_text_or_a_project_name_is_told_when_the_workflow_is_queued() -> None:
     assert "more than 0s" in str(StoryboardNode.validate_inputs(text="[0s] a beach"))
     assert StoryboardNode.validate_inputs(text="[5s] a beach") is True
+    assert "'soon' needs to be a time" in str(PromptRetrievedMemoryBank.validate_inputs(pin="1s, soon", veto="shot 2"))
+    assert PromptRetrievedMemoryBank.validate_inputs(pin="1s, shot 3", veto="") is True
     assert "it contains /" in str(ChunkedARSampler.validate_inputs(project="../x"))
     assert ChunkedARSampler.validate_inputs(project="film") is True
 
 
 def test_linked_inputs_are_not_checked_when_the_workflow_is_queued() -> None:
     assert StoryboardNode.validate_inputs() is True
+    assert PromptRetrievedMemoryBank.validate_inputs() is True
     assert ChunkedARSampler.validate_inputs() is True
