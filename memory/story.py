@@ -11,7 +11,7 @@ from torch import Tensor
 from .chunks import Plan
 from .film_moments import NO_MOMENTS, Moments
 from .prompt_affinity import PromptAffinity
-from .prompt_bank import NOTHING, PromptBankConfig, Scorer, Wish
+from .prompt_bank import PromptBankConfig, Scorer, Wish
 from .text_record import TextRecord, by_attention, by_keys, by_queries
 
 PRESENT_SHOT = 0.5
@@ -40,12 +40,7 @@ class Story:
 
     def wish(self, shot: int) -> Wish:
         """What a chunk of this shot would like to see, by the words of the prompts: each of an earlier shot's, or its own."""
-        mentioned = self.cast[shot] if shot < len(self.cast) else frozenset()
-        showing = {past for past, there in enumerate(self.cast) if past != shot and not mentioned.isdisjoint(there)}
-        anchored = frozenset(frame for frame, past in enumerate(self.shots) if past in showing)
-        # A shot that went wrong may see itself while it is made; nobody else may.
-        vetoed = frozenset(frame for frame in self.moments.vetoed if self.shots[frame] != shot)
-        wish = Wish(pinned=self.moments.pinned, vetoed=vetoed, anchored=anchored)
+        wish = self._marked(shot)
         if self.affinity is None:
             return wish
         evidence = self.affinity.evidence(shot)
@@ -66,7 +61,7 @@ class Story:
 
         `means` gives their mean keys `[layers, H, F, D]`. The new prompt is heard before anything is chosen.
         """
-        wish = replace(self.wish(shot), evidence=NOTHING, rows=())
+        wish = self._marked(shot)
         if not frames:
             return wish
         if config.scorer is Scorer.ATTENTION_MASS:
@@ -86,6 +81,15 @@ class Story:
         for row, frame in enumerate(frames):
             rows[frame] = row
         return replace(wish, evidence=evidence, rows=rows)
+
+    def _marked(self, shot: int) -> Wish:
+        """Pins, vetoes and who is mentioned, without what the prompt asks for."""
+        mentioned = self.cast[shot] if shot < len(self.cast) else frozenset()
+        showing = {past for past, there in enumerate(self.cast) if past != shot and not mentioned.isdisjoint(there)}
+        anchored = frozenset(frame for frame, past in enumerate(self.shots) if past in showing)
+        # A shot that went wrong may see itself while it is made; nobody else may.
+        vetoed = frozenset(frame for frame in self.moments.vetoed if self.shots[frame] != shot)
+        return Wish(pinned=self.moments.pinned, vetoed=vetoed, anchored=anchored)
 
     def _hear(self, prompt: int) -> Tensor:
         if prompt not in self._heard:

@@ -90,7 +90,7 @@ def _check_memory(film: Film) -> None:
     sampler = film.film_sampler(None, None)
     memory = plan_memory(guider, sampler)
     pinned = len(plan_moments(film.remembering, sampler).pinned)
-    pins = f"take some of the {pinned} pinned latent frames away, " if pinned else ""
+    pins = f"unpin some of the {pinned} pinned latent frames, " if pinned else ""
     total = comfy.model_management.get_total_memory(film.model.load_device)
     if memory.peak_bytes > total:
         raise ValueError(

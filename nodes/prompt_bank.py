@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..memory.config import MemoryConfig
 from ..memory.presets import LONGREEL, MEMFLOW, memflow
 from ..memory.prompt_bank import PromptBankConfig, Scorer
-from ..memory.storyboard import MOMENTS
+from ..memory.storyboard import MOMENTS, read_moment, split_moments
 from .host.attach import attach_memory, memory_config
 
 DEFAULT = PromptBankConfig(anchors=True)
@@ -109,6 +109,17 @@ class PromptRetrievedMemoryBank(io.ComfyNode):
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, for the Chunked AR Sampler.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, pin: str | None = None, veto: str | None = None) -> bool | str:
+        """A moment that cannot be read is told when the workflow is queued; a linked text is read when it is there."""
+        for name, text in (("pin", pin), ("veto", veto)):
+            for part in split_moments(text or ""):
+                try:
+                    read_moment(part)
+                except ValueError as problem:
+                    return f"In '{name}': '{part}' needs to be {problem}, as in {MOMENTS}."
+        return True
 
     @classmethod
     def execute(

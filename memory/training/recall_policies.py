@@ -31,7 +31,9 @@ PINS = "prompt bank, pins"
 RELEASED = f"{MEMFLOW}, as released"
 """A bank that is filled as `released_memflow.py` says."""
 COMPARISONS = ("memories", "budgets", "ablations", "banks")
-"""What `--compare` sets side by side."""
+"""Memories that `--compare` sets side by side."""
+TRANSITIONS = "transitions"
+"""What it sets side by side as well, in a table of its own."""
 
 
 def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, MemoryConfig]:
@@ -144,7 +146,7 @@ class RecallBench:
             )
         if self.compare not in COMPARISONS:
             raise ValueError(
-                f"The recall bench compares {', '.join(COMPARISONS)}, got {self.compare}. Choose one of them."
+                f"The recall bench compares {', '.join(COMPARISONS)} or {TRANSITIONS}, got {self.compare}. Choose one of them."
             )
         known = recall_policies(self.chunk_frames, self.compare)
         unknown = [name for name in self.policies if name not in known]

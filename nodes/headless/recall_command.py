@@ -15,7 +15,7 @@ from typing import Any
 
 from ...kernels.bench.measure import source_commit
 from ...memory.training.recall_plot import draw_recall
-from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, Cell, Geometry, RecallBench
+from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, TRANSITIONS, Cell, Geometry, RecallBench
 from ...memory.training.recall_report import RecallReport
 from ...memory.training.recall_samples import Samples
 from ...memory.whole_file import ProjectError, whole_file
@@ -30,7 +30,7 @@ ROOM = 32 * 1024 * 1024
 def measure(args: argparse.Namespace) -> int:
     """Run the benchmark; the exit code. WorkflowError for anything that the user can put right."""
     try:
-        return _measure(args)
+        return _measure_transitions(args) if args.compare == TRANSITIONS else _measure(args)
     except (ValueError, ProjectError) as error:
         raise WorkflowError(str(error)) from error
 
@@ -70,6 +70,33 @@ def _measure(args: argparse.Namespace) -> int:
     )
     print(f"Stopped. {again}", file=sys.stderr)
     return INTERRUPTED_EXIT
+
+
+def _measure_transitions(args: argparse.Namespace) -> int:
+    """How soon a new prompt shows; one table, written at the end."""
+    base = QUICK if args.quick else FULL
+    films = base.films if args.films is None else args.films
+    bench = dataclasses.replace(base, films=films, chunk_frames=args.chunk_frames, seed=args.seed)
+    if args.json is not None:
+        _check_target(args.json)
+    set_logging(verbose=False)
+    host = boot_host(args.device)
+    from .bench_recall import TinyModel
+    from .bench_transitions import measure_transitions, transition_rows, transition_table
+    from .machine import machine
+
+    model = TinyModel(args.weights)
+    progress = _Progress(bench.films)
+    switches = measure_transitions(model, bench.films, bench.chunk_frames, bench.seed, progress.tell)
+    rows = transition_rows(switches)
+    print(transition_table(rows, bench.chunk_frames))
+    if args.json is not None:
+        facts = {"weights": model.fingerprint, "commit": source_commit(), "machine": machine(host.version)}
+        told = {**facts, "chunk_frames": bench.chunk_frames, "seed": bench.seed, "rows": rows}
+        with whole_file(args.json) as part:
+            part.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        print(f"rows  {args.json}", file=sys.stderr)
+    return 0
 
 
 def _recall_bench(args: argparse.Namespace) -> RecallBench:

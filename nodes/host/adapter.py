@@ -28,12 +28,12 @@ class HostAdapter(Protocol):
         """Numbers a word of the prompts that the model reads."""
         ...
 
-    def hears_text(self, model: ModelPatcher) -> bool:
-        """Whether what this clone's cross-attention looks at can be recorded."""
+    def text_refusal(self, model: ModelPatcher) -> str | None:
+        """Why what this clone makes of its prompts cannot score frames, or None when it can."""
         ...
 
     def text_keys(self, network: Any, prompt: Tensor) -> Tensor:
-        """Mean keys `[layers, H, D]` of the words of a prompt `[W, C]` that has no padding."""
+        """Mean keys `[layers, H, D]` of the words of a prompt `[W, C]` that has no padding; for a model without refusal."""
         ...
 
     def attach(self, model: ModelPatcher) -> None:

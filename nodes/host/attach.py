@@ -109,10 +109,11 @@ def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
         longest,
         tallied=sampler.tallied,
     )
-    if memory.record is not None and not adapter.hears_text(model):
+    refusal = None if memory.record is None else adapter.text_refusal(model)
+    if memory.record is not None and refusal is not None:
         raise ValueError(
-            f"The scorer '{memory.record.scorer.value}' needs the model's cross-attention, but another node on the model's "
-            "wire holds it. Remove that node, or take the scorer 'late interaction' of the Prompt-Retrieved Memory Bank."
+            f"The scorer '{memory.record.scorer.value}' needs the model's cross-attention, but {refusal}, or take the scorer "
+            "'late interaction' of the Prompt-Retrieved Memory Bank."
         )
     rope_options = model.model_options["transformer_options"].get("rope_options") or {}
     memory.time_scale = float(rope_options.get("scale_t", 1.0))

@@ -188,11 +188,13 @@ class WanAdapter:
         """Numbers a word: 4096, from the UMT5 encoder."""
         return int(model.get_model_object("diffusion_model").text_dim)
 
-    def hears_text(self, model: ModelPatcher) -> bool:
-        """Whether every layer's cross-attention is ours to listen to."""
-        layers = range(len(model.get_model_object("diffusion_model").blocks))
-        places = [f"diffusion_model.blocks.{layer}.cross_attn.forward" for layer in layers]
-        return all(isinstance(model.object_patches.get(place), WanTextAttention) for place in places)
+    def text_refusal(self, model: ModelPatcher) -> str | None:
+        """Which layer's cross-attention is not ours to listen to, or None."""
+        for layer in range(len(model.get_model_object("diffusion_model").blocks)):
+            place = f"diffusion_model.blocks.{layer}.cross_attn.forward"
+            if not isinstance(model.object_patches.get(place), WanTextAttention):
+                return f"another node on the model's wire holds {place}. Remove that node"
+        return None
 
     @torch.inference_mode()
     def text_keys(self, network: Any, prompt: Tensor) -> Tensor:

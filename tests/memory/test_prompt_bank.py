@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from longreel.memory.chunks import Plan, plan_chunks
 from longreel.memory.film_moments import Marks, Moments, find_moments, read_moments
 from longreel.memory.prompt_affinity import PromptAffinity
-from longreel.memory.prompt_bank import PromptBankConfig, Wish, choose_bank
+from longreel.memory.prompt_bank import PromptBankConfig, Scorer, Wish, choose_bank
 from longreel.memory.select import Choice
 from longreel.memory.story import Story, make_story
 from longreel.memory.transitions import Reach
@@ -181,8 +182,8 @@ def test_the_first_chunk_of_a_new_prompt_is_scored_with_that_prompt() -> None:
     """MemFlow's released code has a query of zeros there."""
     prompts = [said("anna beach"), said("ben town"), said("anna road")]
     story = make_story(plan_chunks((2, 2, 2), 3), prompts, (), Moments(), PromptBankConfig())
-    scores = [story.wish(2).score(frame) for frame in range(12)]
-    assert all(None is not better > worse is not None for better in scores[:6] for worse in scores[6:])
+    scores = [story.wish(2).score(frame) or 0.0 for frame in range(12)]
+    assert min(scores[:6]) > max(scores[6:])
     assert scores[3] == pytest.approx(float(affinity_of(prompts)[2, 0]), abs=1e-4)
 
 
@@ -243,10 +244,20 @@ def test_pins_of_several_places_add_up_and_may_not_contradict_each_other() -> No
         find_moments(PLAN, FPS, board, Marks("of the bank", vetoes="0s-2s"))
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"frames": 0}, "at least 1 frame"), ({"variety": 2.0}, "0 to 1")])
-def test_a_bank_that_makes_no_sense_is_refused(settings: dict[str, float], message: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frames": 0}, "at least 1 frame"),
+        ({"variety": 2.0}, "0 to 1"),
+        ({"record_every": 0}, "every 1 or more"),
+        ({"parts": 3.5}, "from 0 to the 3 frames"),
+        ({"parts": 1.0, "scorer": Scorer.KEY_KEY, "per_layer": True}, "same frames for all layers"),
+        ({"per_layer": True}, "Choose another scorer"),
+    ],
+)
+def test_a_bank_that_makes_no_sense_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PromptBankConfig(**settings)  # type: ignore[arg-type]
+        PromptBankConfig(**settings)
 
 
 def test_moments_of_a_plan_with_a_start_image_lie_behind_it() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from tensors_held import bytes_of, tensors_of
 
 from longreel.kernels.page_scores import group_means, select_pages
 from longreel.kernels.pages import PageLists
@@ -133,6 +134,14 @@ def test_counting_changes_no_bit_and_is_off_unless_it_is_asked_for() -> None:
     assert all(torch.equal(a, b) for a, b in zip(attend(counted, 0, 1, 2), attend(plain, 0, 1, 2), strict=True))
     assert plain.bank_reads() is None
     assert plain.peak_bytes < counted.peak_bytes
+
+
+def test_what_was_counted_is_dropped_with_the_memory() -> None:
+    memory = film(FEW, 6)
+    attend(memory, 0)
+    memory.release()
+    assert bytes_of(tensors_of(memory)) == 0
+    assert memory.bank_reads() is None
 
 
 def test_layers_and_heads_are_told_in_few_groups_that_cover_all_of_them() -> None:

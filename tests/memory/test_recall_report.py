@@ -167,8 +167,12 @@ def test_the_full_bench_goes_to_four_times_the_training_length_and_40_chunks_bac
         ({"characters": 3}, "needs 4 to 11 characters a film, got 3"),
         ({"characters": 12}, "needs 4 to 11 characters a film, got 12"),
         ({"cells": (Cell(12, 12),)}, "after 1 to 11 chunks, got 12"),
+        (
+            {"policies": ("window", "half")},
+            "--compare memories has no policy 'half'. Choose among: window; window . sink; ",
+        ),
         ({"seed": -1}, "a seed from 0 to 99, got -1"),
-        ({"compare": "everything"}, "compares memories, budgets, ablations, got everything"),
+        ({"compare": "everything"}, "compares memories, budgets, ablations, banks or transitions, got everything"),
         ({"compare": "ablations", "chunk_frames": 1}, r"at least 6 pages a frame and 8 groups a chunk, got 6 and 3"),
     ],
 )

@@ -23,12 +23,14 @@ from wan_variants import SPEC, VARIANTS, load_variant, load_wan, other_wan_model
 from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.positions import PositionPolicy
 from longreel.memory.project import ProjectError
+from longreel.memory.prompt_bank import PromptBankConfig
 from longreel.nodes.chunk_sampler import ChunkedARSampler
 from longreel.nodes.film import Film
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
 from longreel.nodes.host.demo_text import build_demo_clip
 from longreel.nodes.host.film_sampler import FilmSampler
+from longreel.nodes.prompt_bank import PromptRetrievedMemoryBank
 from longreel.nodes.storyboard import StoryboardNode
 
 Change = Callable[[Film], Film]
@@ -204,6 +206,24 @@ BAD_FILMS: dict[str, tuple[Change, tuple[str, ...]]] = {
         ),
         ("GiB, but the device has", "window + sink"),
     ),
+    "a bank larger than the device": (
+        lambda film: changed(width=16_384, height=16_384, storyboard=planned("pin: 1s\n[60s] a beach"))(
+            remembering(window_frames=3, prompt_bank=PromptBankConfig(frames=256))(film)
+        ),
+        (
+            "GiB, but the device has",
+            "the 'bank' of the Prompt-Retrieved Memory Bank down",
+            "the 1 pinned latent frames",
+        ),
+    ),
+    "a pin behind the film": (
+        changed(storyboard=planned("pin: 9s\n[1.5s] a beach")),
+        ("'pin' of the Storyboard: '9s' lies behind the film", "Choose an earlier time"),
+    ),
+    "a moment pinned and vetoed": (
+        changed(storyboard=planned("pin: 1s\nveto: shot 1\n[1.5s] a beach")),
+        ("pinned and vetoed", "Take them out of one list"),
+    ),
     "a memory larger than RAM and disk": (
         lambda film: changed(width=16_384, height=16_384, storyboard=planned("[600s] a beach"))(
             remembering(window_frames=3, sink_frames=0, bank=BankConfig(shortlist=1))(film)
@@ -310,10 +330,13 @@ def test_a_storyboard_that_cannot_be_planned_is_refused_before_text_is_encoded(
 def test_a_mistake_in_a_text_or_a_project_name_is_told_when_the_workflow_is_queued() -> None:
     assert "more than 0s" in str(StoryboardNode.validate_inputs(text="[0s] a beach"))
     assert StoryboardNode.validate_inputs(text="[5s] a beach") is True
+    assert "'soon' needs to be a time" in str(PromptRetrievedMemoryBank.validate_inputs(pin="1s, soon", veto="shot 2"))
+    assert PromptRetrievedMemoryBank.validate_inputs(pin="1s, shot 3", veto="") is True
     assert "it contains /" in str(ChunkedARSampler.validate_inputs(project="../x"))
     assert ChunkedARSampler.validate_inputs(project="film") is True
 
 
 def test_linked_inputs_are_not_checked_when_the_workflow_is_queued() -> None:
     assert StoryboardNode.validate_inputs() is True
+    assert PromptRetrievedMemoryBank.validate_inputs() is True
     assert ChunkedARSampler.validate_inputs() is True

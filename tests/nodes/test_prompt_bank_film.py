@@ -17,6 +17,7 @@ from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.film_moments import Marks
 from longreel.memory.presets import MEMFLOW, PRESETS, memflow
 from longreel.memory.prompt_bank import PromptBankConfig, Scorer
+from longreel.memory.text_record import TextRecord
 from longreel.nodes.host.attach import attach_memory, memory_config, plan_story
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan
 from longreel.nodes.host.guider import FilmGuider
@@ -200,6 +201,26 @@ def test_what_a_bank_hears_of_the_text_is_what_cross_attention_computes(plain: M
     cross = network.blocks[1].cross_attn
     expected = cross.norm_k(cross.k(context))[0].mean(dim=0)
     assert torch.allclose(heard[1].flatten(), expected, atol=FORWARD_ERROR)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_what_is_recorded_is_of_the_films_own_stream_and_of_real_words(
+    plain: ModelPatcher, cfg: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[int, range, tuple[int, ...], int]] = []
+
+    def write(self: TextRecord, layer: int, frames: range, q: Tensor, k: Tensor) -> None:
+        written.append((layer, frames, tuple(q.shape), len(k)))
+
+    monkeypatch.setattr(TextRecord, "write", write)
+    padded = [[torch.cat([prompt(0)[0][0], torch.zeros(1, 50, 4096)], dim=1), {}]]
+    render(plain, plan_chunks((1, 1), 3), config=BANKS["attention mass"], prompts=(padded, prompt(1, words=4)), cfg=cfg)
+    tokens = 3 * 6 * 8
+    assert written == [
+        (layer, frames, (tokens, 1, 128), words)
+        for frames, words in ((range(3), 7), (range(3, 6), 4))
+        for layer in range(2)
+    ]
 
 
 def test_a_scorer_that_cannot_listen_is_refused_with_a_way_out(plain: ModelPatcher) -> None:

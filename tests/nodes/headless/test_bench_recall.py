@@ -19,11 +19,12 @@ from longreel.memory.training.causal import predict_flow
 from longreel.memory.training.clips import ClipBatch, text_batch
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.recall import recall_film, sampling_levels, swapped_name
-from longreel.memory.training.recall_policies import Cell, RecallBench, recall_policies
+from longreel.memory.training.recall_policies import PINS, RELEASED, Cell, RecallBench, recall_policies
 from longreel.memory.training.recall_scores import last_truth
 from longreel.memory.training.storyworld import Film, first_rgb_frame, render_film
 from longreel.nodes.headless import recall_command
 from longreel.nodes.headless.bench_recall import TinyModel, load_weights
+from longreel.nodes.headless.bench_transitions import Switch
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 from longreel.nodes.host.attach import attach_memory
@@ -192,6 +193,33 @@ def test_the_bench_goes_on_after_a_stop_and_ends_with_the_same_numbers(
     assert header["command"].startswith("longreel bench recall --films 2 --quick --weights ")
 
 
+def test_banks_are_compared_and_what_is_pinned_is_read_beside_them(small: None, folder: Path, tmp_path: Path) -> None:
+    banks = ("prompt bank", "key-key, per layer", "MemFlow", RELEASED, "prompt bank, anchors", PINS)
+    chosen = [argument for name in banks for argument in ("--policy", name)]
+    target = tmp_path / "banks.json"
+    arguments = bench(
+        folder, "--compare", "banks", "--cell", "9:5", "--drift-films", "0", *chosen, "--json", str(target)
+    )
+    assert main(arguments) == 0
+    read = {row["policy"]: round(8 * row["keys_read_fraction"]) for row in untimed(target)}
+    # The sink, 2 chunks of the window, 3 of the bank. MemFlow records every third chunk: 0 is the sink, 6 is in the window.
+    assert read == {banks[0]: 6, banks[1]: 6, "MemFlow": 4, RELEASED: 4, banks[4]: 6, PINS: 7}
+    assert json.loads(target.read_text(encoding="utf-8"))["drift"] == []
+
+
+def test_transitions_are_compared_by_when_the_new_prompt_shows(host: Host, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "transitions.json"
+    arguments = ["bench", "recall", "--compare", "transitions", "--films", "2", "--weights", str(folder)]
+    assert main([*arguments, "--json", str(target)]) == 0
+    rows = {row["transition"]: row for row in json.loads(target.read_text(encoding="utf-8"))["rows"]}
+    # A window of 2 older chunks, the sink, and 3 frames that the prompt brings back.
+    read = {"keep": 6.0, "recache": 6.0, "blend": 6.0, "cut": 4.0, "cut clean": 1.0}
+    assert {kind: row["frames_read"] for kind, row in rows.items()} == read
+    assert all(1 <= row["chunks_until"] <= 5 for row in rows.values())
+    assert Switch("keep", (False, True, True, False), 0.0, False, 0).until == 2
+    assert Switch("keep", (False, False), 0.0, False, 0).until == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -202,7 +230,8 @@ def test_the_bench_goes_on_after_a_stop_and_ends_with_the_same_numbers(
         (["--json", "."], "is a folder"),
         (["--cell", "48-40"], "--cell needs CHUNKS:DISTANCE, as in 48:40, got 48-40"),
         (["--cell", "12:12"], "after 1 to 11 chunks, got 12"),
-        (["--compare", "all"], "compares memories, budgets, ablations, got all"),
+        (["--compare", "all"], "compares memories, budgets, ablations, banks or transitions, got all"),
+        (["--compare", "banks", "--policy", "window"], "has no policy 'window'. Choose among: full, absolute; "),
         (["--compare", "ablations"], "Use longer chunks (--chunk-frames 3)"),
     ],
 )
