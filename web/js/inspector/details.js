@@ -8,7 +8,7 @@ import {
   amountWords, byteSize, chunkWords, filmTime, frameWords, number, percent, reason, sentence, shotWords,
 } from "./words.js";
 
-const MOST_ROWS = 150;
+const MOST_ROWS = 60;
 const ADVICE = "Right-click a moment to pin it for all later shots, or to veto it.";
 
 export class Details {
