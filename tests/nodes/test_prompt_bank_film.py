@@ -163,6 +163,15 @@ def test_a_stopped_film_goes_on_with_the_same_bits_whatever_scores(plain: ModelP
 
 
 @pytest.mark.parametrize("scorer", [Scorer.KEY_KEY, Scorer.ATTENTION_MASS, Scorer.VISUAL_QUERY])
+def test_a_window_that_is_encoded_anew_is_recorded_anew(plain: ModelPatcher, scorer: Scorer) -> None:
+    config = replace(bank_of(scorer), window_frames=6)
+    film = render(plain, PLAN, config=config, prompts=PROMPTS, recache_shots=frozenset({2}))
+    assert film.chunks[4].recached_frames == (9, 10, 11)
+    assert film.latents.isfinite().all()
+    assert all(len(chunk.brought) == 2 for chunk in film.chunks[4:])
+
+
+@pytest.mark.parametrize("scorer", [Scorer.KEY_KEY, Scorer.ATTENTION_MASS, Scorer.VISUAL_QUERY])
 def test_layers_that_choose_for_themselves_read_the_same_of_a_bank_that_holds_all(
     plain: ModelPatcher, scorer: Scorer
 ) -> None:
