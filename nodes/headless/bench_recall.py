@@ -270,7 +270,7 @@ class RecallRun:
     def __init__(self, bench: RecallBench, model: TinyModel, samples: Samples) -> None:
         self.bench, self.model, self.samples = bench, model, samples
         self.policies = bench.measured(model.positions)
-        self.gated = {gated.name: gated for gated in gated_models(bench, model)}
+        self.gated = {gated.name: gated for gated in gated_models(bench, model) if bench.wants(gated.name)}
         presets = recall_policies(bench.chunk_frames, bench.compare, model.positions)
         self.policies |= {name: presets[gated.preset] for name, gated in self.gated.items()}
 
@@ -361,16 +361,15 @@ class RecallRun:
 
 def gated_models(bench: RecallBench, model: TinyModel) -> tuple[GatedModel, ...]:
     """The models with gates whose rows stand beside those of the memories."""
-    gated = model.gated if bench.compare == FULL.compare else ()
-    return tuple(model for model in gated if bench.wants(model.name))
+    return model.gated if bench.compare == FULL.compare else ()
 
 
 def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
-    """Whatever changes a measured number, as JSON; how many films and which cells do not."""
+    """Whatever changes a measured number, as JSON; how many films, which cells and which policies of these do not."""
     presets = recall_policies(bench.chunk_frames, bench.compare, model.positions)
-    policies = {name: config.described() for name, config in bench.measured(model.positions).items()}
+    policies = {name: config.described() for name, config in presets.items()}
     for gated in gated_models(bench, model):
-        policies[gated.name] = {**presets[gated.preset].described(), "gates": gated.fingerprint}
+        policies[gated.name] = {**policies[gated.preset], "gates": gated.fingerprint}
     return {
         "weights": model.fingerprint,
         "chunk_frames": bench.chunk_frames,
