@@ -18,7 +18,7 @@ const source = {
       milliseconds: { denoise: 20, commit: 4 } },
     { index: 2, shot: 1, frames: [6, 9],
       reads: [[0, 1, 1, null, "sink"], [2, 3, 0.25, null, "pages"], [3, 2, 1, 0.75, "prompt"], [4, 0, 1, null, "window"]],
-      selected: [[0, 0, 2, 0.5], [0, 1, 2, 0.125], [1, 0, 2, 0.25]], excluded: { "it is vetoed": [1] } },
+      selected: [[0, 0, 2, 0.5], [0, 1, 2, 0.125], [1, 0, 2, 0.25]], excluded: { vetoed: [1] } },
   ],
   pins: "shot 1", vetoes: "0.5s",
 };

@@ -5,10 +5,11 @@ import { button, element } from "./elements.js";
 import { KINDS, PAGES, RANK } from "./model.js";
 import { LANES_SHOWN } from "./curves.js";
 import {
-  amountWords, byteSize, chunkWords, filmTime, frameWords, number, percent, reason, sentence, shotWords,
+  amountWords, byteSize, chunkWords, exclusion, filmTime, frameWords, number, percent, reason, sentence, shotWords,
 } from "./words.js";
 
 const MOST_ROWS = 60;
+const LEAST_REST = 0.01; // frames
 const ADVICE = "Right-click a moment to pin it for all later shots, or to veto it.";
 
 export class Details {
@@ -53,10 +54,9 @@ export class Details {
       this.pin.setAttribute("aria-pressed", String(pinned));
       this.veto.setAttribute("aria-pressed", String(vetoed));
       const own = chunk && cursor.frame >= chunk.frames[0];
-      const kept = chunk?.excluded.get(cursor.frame);
       const reading = inspection.reading(cursor.chunk, cursor.frame, filter);
       const by = `by ${chunkWords(inspection, cursor.chunk)}`;
-      const not = own ? "" : chunk ? `not read ${by}${kept ? `: ${kept}` : ""}` : `${chunkWords(inspection, cursor.chunk)} is not made yet`;
+      const not = own ? "" : chunk ? `not read ${by}${exclusion(chunk, cursor.frame)}` : `${chunkWords(inspection, cursor.chunk)} is not made yet`;
       const read = reading && [`${by}: ${amountWords(reading)}`, `because ${reason(reading)}`, scoreWords(reading)];
       this.say([shotWords(inspection, inspection.shotOfFrame(cursor.frame)), ...(read ?? [not])]);
     }
@@ -71,6 +71,8 @@ export class Details {
     for (const row of rows.slice(0, MOST_ROWS)) this.list.append(this.row(inspection, row));
     const more = rows.length - MOST_ROWS;
     if (more > 0) this.list.append(element("div", "longreel-row", `and ${more} more`));
+    const { rest } = inspection.chunk(chosen);
+    if (rest >= LEAST_REST) this.list.append(element("div", "longreel-row", `and little of others, ${number(rest)} frames' worth`));
     if (!rows.length) this.list.append(element("div", "longreel-row", "nothing that the filter shows"));
   }
 

@@ -156,6 +156,7 @@ function readChunk(chunk) {
     shot: count(chunk.shot),
     frames: [chunk.frames[0], chunk.frames[1]],
     reads: [],
+    rest: Number.isFinite(chunk.reads_rest) ? chunk.reads_rest : 0, // pages that the trace left out, in frames' worth
     oldest: null, // the oldest frame that was chosen, not merely always read
     selected: list(chunk.selected).filter((row) => Array.isArray(row) && row.length >= 4 && row.every(Number.isFinite)),
     milliseconds: numbers(chunk.milliseconds),

@@ -10,6 +10,7 @@ const REASONS = {
   pin: "it is pinned",
   pages: "its pages fit what is drawn",
 };
+const EXCLUSIONS = { vetoed: "it is vetoed", cut: "a cut closed it" };
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 /** Seconds of the film: `9.1 s`, from a minute on `1:05.3`. */
@@ -65,6 +66,12 @@ export function reason(reading) {
   return REASONS[reading.why] ?? reading.why;
 }
 
+/** Why a frame could not be read, ready to stand behind a sentence; nothing where it could have been. */
+export function exclusion(chunk, frame) {
+  const why = chunk?.excluded.get(frame);
+  return why ? `: ${EXCLUSIONS[why] ?? why}` : "";
+}
+
 /** How much of a frame was read: `34 % of it, page by page`. */
 export function amountWords(reading) {
   if (reading.kind === PAGES) return `${percent(reading.amount)} of it, page by page`;
@@ -81,8 +88,7 @@ export function cellWords(inspection, cell, reading, mark) {
   if (!reading) {
     if (cell.frame >= chunk.frames[1]) return `${who} comes before ${frame}.`;
     if (cell.frame >= chunk.frames[0]) return `${who} made ${frame}.`;
-    const kept = chunk.excluded.get(cell.frame);
-    return `${who} did not read ${frame}${kept ? `: ${kept}` : ""}.`;
+    return `${who} did not read ${frame}${exclusion(chunk, cell.frame)}.`;
   }
   const score = reading.score === null ? "" : `, score ${number(reading.score)}`;
   return `${who} read ${frame}: ${amountWords(reading)}, because ${reason(reading)}${score}.`;
