@@ -94,15 +94,15 @@ def test_amounts_are_those_of_the_lists_that_were_made(monkeypatch: pytest.Monke
         shortlists[layer] = np.stack([places.numpy(), lengths.numpy()])
         bring(layer, stream, places, lengths)
 
-    def spying_choose(layer: int, stream: int, q: torch.Tensor, working: object, first: int) -> PageLists:
+    def spying_choose(layer: int, stream: int, q: object, working: object, first: int) -> list[PageLists]:
         nonlocal lists_made
-        lists = choose(layer, stream, q, working, first)  # type: ignore[arg-type]
+        (lists,) = chosen = choose(layer, stream, q, working, first)  # type: ignore[arg-type]
         lists_made += lists.slots.shape[1] if layer == 0 else 0
         for head, groups in enumerate((lists.slots - first).tolist()):
             for page in (page for group in groups for page in group):
                 place, length = shortlists[layer][:, head, page]
                 expected[layer, head, place] += length / TOKENS
-        return lists
+        return chosen
 
     monkeypatch.setattr(memory.bank.tally, "bring", spying_bring)
     monkeypatch.setattr(memory.bank, "choose", spying_choose)
