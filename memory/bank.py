@@ -18,15 +18,22 @@ from ..kernels.page_scores import group_means, select_pages, shortlist_pages
 from ..kernels.pages import PageLists, Pages
 from .config import BankConfig, KVSpec
 from .page_store import PageStore
+from .read_tally import ReadTally
+from .stopwatch import Stopwatch
 
 STEPS_WITH_A_NEW_SHORTLIST = 2
 
 
 class Bank:
-    """Chooses pages of `store` for the queries of a chunk, and brings them into pages of the working set."""
+    """Chooses pages of `store` for the queries of a chunk, and brings them into pages of the working set.
 
-    def __init__(self, config: BankConfig, store: PageStore) -> None:
-        self.config, self.store = config, store
+    `tally` counts what is chosen, if there is one; `moved_pages` were brought for the present chunk and its commit.
+    """
+
+    def __init__(self, config: BankConfig, store: PageStore, watch: Stopwatch) -> None:
+        self.config, self.store, self.watch = config, store, watch
+        self.tally: ReadTally | None = None
+        self.moved_pages = 0
         self._spec: KVSpec = store.spec
         self._steps: dict[tuple[int, int], int] = {}
         self.release()
@@ -35,6 +42,8 @@ class Bank:
         """Drop every tensor and offer nothing."""
         self.frames: tuple[int, ...] = ()
         self._first_slots = self._turns = self._rotation = self._means = torch.empty(0)
+        if self.tally is not None:
+            self.tally.release()
 
     @property
     def capacity(self) -> int:
@@ -57,15 +66,22 @@ class Bank:
 
     @property
     def bytes(self) -> int:
-        """Bytes on the card that `allocate` takes: mean keys of the shortlist."""
+        """Bytes on the card that `allocate` takes: mean keys of the shortlist, and what is counted."""
         spec = self._spec
-        return self.store.streams * spec.layers * spec.heads * self.capacity * spec.head_dim * spec.dtype.itemsize
+        means = self.store.streams * spec.layers * spec.heads * self.capacity * spec.head_dim * spec.dtype.itemsize
+        return means + (0 if self.tally is None else self.tally.bytes)
+
+    def keep_tally(self, first_slot: int) -> None:
+        """Count what is chosen; shortlists begin at `first_slot` of the working set."""
+        self.tally = ReadTally(self._spec, self.store.streams, first_slot, self.capacity, STEPS_WITH_A_NEW_SHORTLIST)
 
     def allocate(self) -> None:
         """Take the memory."""
         spec = self._spec
         shape = (self.store.streams, spec.layers, spec.heads, self.capacity, spec.head_dim)
         self._means = torch.empty(shape, dtype=spec.dtype, device=spec.device)
+        if self.tally is not None:
+            self.tally.allocate()
 
     def group_tokens(self, chunk_tokens: int) -> int:
         """Queries that share a list."""
@@ -75,6 +91,9 @@ class Bank:
         """Offer these frames, which lie in these slots, at these times."""
         self.frames = tuple(frames)
         self.begin_pass()
+        self.moved_pages = 0
+        if self.tally is not None:
+            self.tally.begin(frames)
         device = self.store.device
         self._first_slots = torch.tensor(first_slots, dtype=torch.int32, device=device)
         places = torch.arange(len(first_slots), dtype=torch.int32, device=device)
@@ -87,18 +106,29 @@ class Bank:
     def begin_pass(self) -> None:
         """Choose new shortlists, as a chunk begins and before its commit."""
         self._steps = {}
+        if self.tally is not None:
+            self.tally.stop()
 
-    def choose(self, layer: int, stream: int, q_timeless: Tensor, working: Pages, first_slot: int) -> PageLists:
-        """Lists for queries `[L, H, D]`, free of time and in the order of pages.
+    def choose(
+        self, layer: int, stream: int, q_timeless: Sequence[Tensor], working: Pages, first_slot: int
+    ) -> list[PageLists]:
+        """Lists for parts of the queries, each `[L, H, D]`, free of time and in the order of pages.
 
         `working` is the working set of this layer and stream; the shortlist fills its slots from `first_slot` on.
         """
-        queries = group_means(q_timeless, self.group_tokens(len(q_timeless)))  # [H, groups, D]
+        means_of = [group_means(part, self.group_tokens(len(part))) for part in q_timeless]  # [H, groups, D] each
+        queries = torch.cat(means_of, dim=1)
         step = self._steps[layer, stream] = self._steps.get((layer, stream), 0) + 1
         if step <= (STEPS_WITH_A_NEW_SHORTLIST if self.config.refresh else 1):
-            self._bring(layer, stream, self._shortlist(layer, stream, queries), working, first_slot)
+            shortlist = self._shortlist(layer, stream, queries)
+            with self.watch.timed("copy"):
+                self._bring(layer, stream, shortlist, working, first_slot)
         means = self._means[stream, layer, :, : self.listed]
-        return select_pages(queries, means, self.pages_read, first_slot=first_slot)
+        slots, counts = select_pages(queries, means, self.pages_read, first_slot=first_slot)
+        if self.tally is not None:
+            self.tally.count(layer, stream, PageLists(slots, counts))
+        groups = [part.shape[1] for part in means_of]
+        return [PageLists(*part) for part in zip(slots.split(groups, dim=1), counts.split(groups, dim=1), strict=True)]
 
     def _shortlist(self, layer: int, stream: int, queries: Tensor) -> Tensor:
         """Slots `[H, M]` of the store."""
@@ -126,6 +156,9 @@ class Bank:
         k_rows, v_rows = (x.flatten(1, 2) for x in (working.k, working.v))  # [H, R, D]
         copy_pages(source, slots.to(device), turns.to(device), self._rotation, rows, k_rows, v_rows)
         lengths = source.lengths.gather(1, slots.long())
+        self.moved_pages += slots.numel()
+        if self.tally is not None:
+            self.tally.bring(layer, stream, turns, lengths)
         working.lengths[:, first_slot : first_slot + length] = lengths.to(device)
         self._means[stream, layer, :, :length] = _of_heads(store.page_means(layer, stream), slots.long()).to(device)
 

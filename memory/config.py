@@ -103,6 +103,11 @@ class MemoryConfig:
                 "A memory that reads everything needs no bank. Take another preset than 'full' of Sparse KV Memory, or "
                 "remove the Prompt-Retrieved Memory Bank."
             )
+        if self.bank is not None and self.prompt_bank is not None and self.prompt_bank.parts:
+            raise ValueError(
+                "This Sparse KV Memory chooses parts of the whole film already, those of the bank among them. Set 'parts' of "
+                "the Prompt-Retrieved Memory Bank to 0, or take the preset 'window + sink' of Sparse KV Memory."
+            )
         if self.sink_frames < 0:
             raise ValueError(f"The sink needs 0 or more frames, got {self.sink_frames}.")
         if self.trained_frames < 1:
@@ -116,15 +121,18 @@ class MemoryConfig:
                 f"counts the chunk being made. Set 'window' of Sparse KV Memory to {chunk_frames} or more with preset "
                 "'window + sink' or 'custom' (add that node if it is not there), or turn 'chunk' of Storyboard down."
             )
-        if self.positions is PositionPolicy.CLAMPED and chunk_frames >= self.trained_frames:
+        bounded = self.positions in (PositionPolicy.CLAMPED, PositionPolicy.ANCHORED)
+        if bounded and chunk_frames >= self.trained_frames:
             raise ValueError(
-                f"Positions 'clamped' need a trained length above the chunk's {chunk_frames} frames, got "
+                f"Positions '{self.positions.value}' need a trained length above the chunk's {chunk_frames} frames, got "
                 f"{self.trained_frames}. Turn 'trained_frames' of Sparse KV Memory up, or choose other positions."
             )
 
     def described(self) -> dict[str, Any]:
-        """The settings as plain JSON."""
+        """The settings as plain JSON, without pins and vetoes: what they change is frames, and a film tells those itself."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=lambda choice: choice.value))
+        if plain["prompt_bank"] is not None:
+            del plain["prompt_bank"]["pins"], plain["prompt_bank"]["vetoes"]
         return plain
 
     def cut(self, rows: int, columns: int) -> FramePages:
@@ -132,24 +140,31 @@ class MemoryConfig:
         bank = self.bank or BankConfig()
         return cut_frame(rows, columns, bank.pages, bank.page_tokens, bank.group_tokens)
 
+    def paged(self, pages_per_frame: int) -> BankConfig | None:
+        """How pages are read: of the bank, or of a prompt bank that is read in parts, all of which are listed."""
+        if self.prompt_bank is None or not self.prompt_bank.parts:
+            return self.bank
+        listed = self.prompt_bank.frames * pages_per_frame
+        return BankConfig(self.prompt_bank.parts, shortlist=listed, index_frames=None)
+
     @property
     def keeps_film(self) -> bool:
         """Whether frames that nobody reads now stay, to be read again."""
         return self.bank is not None or self.prompt_bank is not None
 
-    def kept_frames(self, chunk_frames: int, film_frames: int) -> int:
+    def kept_frames(self, chunk_frames: int, film_frames: int, pinned_frames: int = 0) -> int:
         """Frames that are remembered at most in a film of this length, the chunk being written included."""
-        read = self.history_frames(chunk_frames, film_frames)
+        read = self.history_frames(chunk_frames, film_frames, pinned_frames)
         if self.prompt_bank is not None or (self.bank is not None and self.bank.look_back is None):
             return film_frames
         if self.bank is not None and self.bank.look_back is not None:
-            read = max(read, self.sink_frames + self.bank.look_back)
+            read = max(read, self.sink_frames + self.bank.look_back + pinned_frames)
         return min(read + chunk_frames, film_frames)
 
-    def history_frames(self, chunk_frames: int, film_frames: int) -> int:
-        """Older frames that all read, sink, window and prompt bank together, at most, in a film of this length."""
+    def history_frames(self, chunk_frames: int, film_frames: int, pinned_frames: int = 0) -> int:
+        """Older frames that all read, sink, window, prompt bank and pins together, at most, in a film of this length."""
         older = max(film_frames - chunk_frames, 0)
         if self.window_frames is None:
             return older
-        brought_back = 0 if self.prompt_bank is None else self.prompt_bank.frames
-        return min(self.sink_frames + self.window_frames - chunk_frames + brought_back, older)
+        brought_back = 0 if self.prompt_bank is None or self.prompt_bank.parts else self.prompt_bank.frames
+        return min(self.sink_frames + self.window_frames - chunk_frames + brought_back + pinned_frames, older)

@@ -74,6 +74,13 @@ class EncodedHistory:
             return 0.0
         return len(self.current.positions) / (self._size[0] // PATCH * (self._size[1] // PATCH))
 
+    @property
+    def remembered(self) -> int:
+        """Frames that the next ones can read: the whole film, or the longest history and the window."""
+        config = self.config
+        longest = None if config.longest_frames is None else max(config.longest_frames, config.window_frames)
+        return self._film if longest is None else min(longest, self._film)
+
     def append(self, latents: Tensor) -> None:
         """The film goes on with clean latents `[1, C, T, H, W]`. Frames that fill no token wait for the next ones."""
         self._film += latents.shape[2]
@@ -115,6 +122,23 @@ class EncodedHistory:
     def _whole_frames(self, reach: Reach) -> tuple[int, ...]:
         kept = 0 if self._window is None else self._window.shape[2]
         return tuple(range(max(self._film - kept, reach.window_from), self._film))
+
+
+@dataclass(slots=True)
+class HistorySession:
+    """State of one run: the history, the most tokens that it reads at once, and the tokens of a frame being made."""
+
+    history: EncodedHistory
+    tokens: int
+    frame_tokens: int
+    dtype: torch.dtype
+    host_bytes: int = 0
+    tier: str = "card"
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes on the card: tokens are kept in pieces and joined once for the frames being made."""
+        return 2 * self.tokens * self.history.spec.width * self.dtype.itemsize
 
 
 def most_tokens(spec: EncoderSpec, config: HistoryConfig, film_frames: int, height: int, width: int) -> int:

@@ -44,9 +44,9 @@ def encoded_rollout(
             latents,
             saved is not None,
             read_frames,
-            (),
+            {},
             frames_worth,
             (),
-            denoised - started,
-            appended - denoised,
+            milliseconds={"denoise": 1000 * (denoised - started), "commit": 1000 * (appended - denoised)},
+            remembered=history.remembered,
         )

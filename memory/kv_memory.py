@@ -19,13 +19,19 @@ from ..kernels.page_attention import page_attention
 from ..kernels.page_copy import copy_pages, time_rotation
 from ..kernels.pages import Pages
 from .bank import Bank
+from .compression import Compression
 from .config import KVSpec, MemoryConfig
+from .gates import GateForm
 from .page_store import PageStore
 from .page_table import PageTable
 from .positions import assign_times
-from .prompt_bank import PromptBankConfig, Wish, choose_bank
-from .select import EVERYTHING, Choice, select_frames
+from .prompt_bank import Brought, Scorer, Wish
+from .read_tally import BankReads
+from .select import EVERYTHING, Choice, cut_away, select_frames
+from .stopwatch import Stopwatch
+from .text_record import TextRecord
 from .transitions import Reach
+from .wishes import grant
 from .working_set import Copy, Placement, assign_places
 
 NO_WISH = Wish()
@@ -34,27 +40,59 @@ NO_WISH = Wish()
 class KVMemory:
     """Memory of one run. `begin` a chunk, `read` it in any layer, `reserve`, `write` and `publish` it."""
 
-    def __init__(self, spec: KVSpec, config: MemoryConfig, streams: int, chunk_frames: int, film_frames: int) -> None:
+    def __init__(
+        self,
+        spec: KVSpec,
+        config: MemoryConfig,
+        streams: int,
+        chunk_frames: int,
+        film_frames: int,
+        pinned: frozenset[int] = frozenset(),
+        longest_prompt: int = 0,
+        *,
+        words: int = 0,
+        tallied: bool = False,
+        gates: GateForm | None = None,
+    ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
 
-        Raises ValueError when a chunk does not fit into the window.
+        There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. `longest_prompt` is
+        in words, of whom a prompt bank may keep a record; so are the `words` that a model joins with the picture in one attention. With `tallied` it is counted what each chunk reads of the bank,
+        which changes no bit of the film. `gates` says in which branches a memory with a bank is read; without, it is read with one
+        softmax. Raises ValueError when a chunk does not fit into the window.
         """
         config.check_chunk(chunk_frames)
-        self.spec, self.config, self.streams, self.chunk_frames = spec, config, streams, chunk_frames
-        self.read_capacity = config.history_frames(chunk_frames, film_frames)
+        self.spec, self.config, self.streams, self.chunk_frames, self.words = spec, config, streams, chunk_frames, words
+        self.pinned = pinned
+        self.read_capacity = config.history_frames(chunk_frames, film_frames, len(pinned))
         self.frame = config.cut(spec.rows, spec.columns)
-        kept = config.kept_frames(chunk_frames, film_frames)
+        kept = config.kept_frames(chunk_frames, film_frames, len(pinned))
         eight_bit = config.bank is not None and config.bank.eight_bit
-        self.store = PageStore(spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit)
-        self.bank = None if config.bank is None else Bank(config.bank, self.store)
+        compressed = gates is GateForm.OMNIMEM
+        self.store = PageStore(
+            spec, self.frame, streams, kept, indexed=config.keeps_film, eight_bit=eight_bit, compressed=compressed
+        )
+        paged = config.paged(self.frame.count)
+        self.watch = Stopwatch(spec.device)
+        self.bank = None if paged is None else Bank(paged, self.store, self.watch)
+        self.compression = Compression(self.store) if compressed else None
+        if tallied and self.bank is not None:
+            self.bank.keep_tally(self._bank_slot)
+        self.record: TextRecord | None = None
+        if config.prompt_bank is not None and config.prompt_bank.scorer is not Scorer.LATE_INTERACTION:
+            self.record = TextRecord(spec, config.prompt_bank.scorer, kept, longest_prompt)
         self.table = PageTable(kept, self.frame.count)
-        self.time_scale = 1.0
+        self.time_scale, self.current_time = 1.0, 0
         self.read_frames: tuple[int, ...] = ()
-        self.brought_frames: tuple[int, ...] = ()
+        self.brought: dict[int, Brought] = {}
+        self.layer_shares: dict[int, float] = {}
+        self.excluded: dict[str, tuple[int, ...]] = {}
         self.current_rotation: Tensor | None = None
-        self._places: list[Placement | None] = []
+        self._dense_frames = 0
+        self._places: dict[int, list[Placement | None]] = {}
         self._versions: dict[int, int] = {}
         self._commits = self._next_frame = 0
+        self._moved = 0  # frames that were brought into the working set, one for each layer
         self._written: set[tuple[int, int]] = set()
         self._working: tuple[Tensor, Tensor] | None = None
         self._lengths = self._order = torch.empty(0)
@@ -68,12 +106,14 @@ class KVMemory:
         if self.bank is None:
             return working + (0 if self.store.indexed else self.store.bytes)
         lengths = self.streams * spec.layers * spec.heads * self._pages * torch.int32.itemsize
-        return working + lengths + self.bank.bytes
+        compression = 0 if self.compression is None else self.compression.bytes
+        return working + lengths + self.bank.bytes + compression
 
     @property
     def host_bytes(self) -> int:
         """Bytes that `allocate` takes in RAM or in files, where the whole film is kept."""
-        return self.store.bytes if self.store.indexed else 0
+        record = 0 if self.record is None else self.record.bytes
+        return record + (self.store.bytes if self.store.indexed else 0)
 
     @property
     def allocated(self) -> bool:
@@ -89,12 +129,26 @@ class KVMemory:
     def frames_worth(self) -> float:
         """How many keys of older frames a query of the present chunk reads, in keys of a frame."""
         pages = self.bank.pages_read if self.bank is not None else 0
-        return len(self.read_frames) + pages * self.frame.page_tokens / self.spec.frame_tokens
+        means = self.compression.pages if self.compression is not None else 0
+        return self._dense_frames + (pages * self.frame.page_tokens + means) / self.spec.frame_tokens
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of keys and values that came out of the store into the working set for the present chunk."""
+        pages = 0 if self.bank is None else self.bank.moved_pages
+        return self._moved * self.store.frame_bytes // self.spec.layers + pages * self.store.page_bytes
+
+    def bank_reads(self) -> BankReads | None:
+        """What the present chunk read page by page; None where nothing was, or nothing was counted."""
+        tally = None if self.bank is None else self.bank.tally
+        return None if tally is None else tally.sum_up()
 
     def allocate(self, folder: Path | None = None) -> None:
         """Take all memory of the run at once; what lies beside the card is kept in `folder` where one is given."""
         spec = self.spec
         self.store.allocate(folder)
+        if self.record is not None:
+            self.record.allocate()
         if self.bank is None:  # tokens of all heads side by side, as the host's attention takes them
             shape = (self.streams, spec.layers, self._rows, spec.heads, spec.head_dim)
             k, v = (torch.empty(shape, dtype=spec.dtype, device=spec.device).transpose(2, 3) for _ in range(2))
@@ -104,43 +158,50 @@ class KVMemory:
             lengths = (self.streams, spec.layers, spec.heads, self._pages)
             self._lengths = torch.full(lengths, self.frame.page_tokens, dtype=torch.int32, device=spec.device)
             self.bank.allocate()
+        if self.compression is not None:
+            self.compression.allocate()
         self._working = (k, v)
 
     def release(self) -> None:
         """Drop every tensor and everything remembered."""
         self.store.release()
+        if self.record is not None:
+            self.record.release()
         if self.bank is not None:
             self.bank.release()
+        if self.compression is not None:
+            self.compression.release()
         self._working = self.current_rotation = None
         self._lengths = self._order = torch.empty(0)
-        self._places = []
+        self._places = {}
 
     def begin(self, frames: range, wish: Wish = NO_WISH, reach: Reach = EVERYTHING) -> None:
         """Choose what the chunk of these frames reads and bring it into the working set, turned to its time.
 
-        `wish` is what its prompt asks for; only a memory with a prompt bank listens. `reach` is what a cut has left.
+        `wish` is what is pinned and vetoed, and what its prompt asks for: to the scores only a memory with a prompt bank
+        listens. `reach` is what a cut has left.
         """
         choice = select_frames(self.table.frames, frames.start, self.chunk_frames, self.config, reach)
-        if self.config.prompt_bank is not None:
-            open_frames = {*range(reach.bank_from, frames.start), *wish.pinned}
-            older = [frame for frame in self.table.frames if frame < frames.start and frame in open_frames]
-            choice = self._grant(wish, choice, older, self.config.prompt_bank)
-        self.read_frames = choice.read
-        seen = sorted({*choice.read, *choice.bank})
-        times = assign_times(self.config.positions, seen, frames, self.config.trained_frames)
-        time_of = {frame: time * self.time_scale for frame, time in zip(seen, times.read, strict=True)}
-        wanted = [
-            Placement(frame, self.table.first_slot(frame), time_of[frame], self._versions[frame])
-            for frame in choice.read
-        ]
-        self._places, copies = assign_places(self._places, wanted)
-        turns = [copy.placement.time for copy in copies] + [time * self.time_scale for time in times.current]
-        rotations = time_rotation(turns, self.spec.time_channels, self.spec.theta, self.spec.device)
-        self.current_rotation = rotations[len(copies) :]  # [T, pairs, 2, 2], one for each frame being made
-        self._gather(copies, rotations)
+        older = [frame for frame in self.table.frames if frame < frames.start]
+        choices, self.brought = grant(wish, choice, older, reach, self.config.prompt_bank, self._likeness)
+        self.read_frames = tuple(sorted({frame for choice in choices for frame in choice.read}))
+        self.layer_shares = {
+            frame: sum(frame in choice.read for choice in choices) / len(choices) for frame in self.read_frames
+        }
+        cut = cut_away(self.table.frames, frames.start, self.chunk_frames, self.config, reach).difference(
+            self.read_frames
+        )
+        vetoed = (frame for frame in wish.vetoed if frame < frames.start)
+        self.excluded = {"vetoed": tuple(sorted(vetoed)), "cut": tuple(sorted(cut))}
+        self._dense_frames = len(choices[0].read)
+        alike = len(choices) == 1
+        if alike and len(self._places) > 1:
+            self._places = {}
+        self._moved = 0
+        with self.watch.timed("copy"):
+            for layer, choice in enumerate(choices):
+                self._bring(choice, frames, layer, range(self.spec.layers) if alike else range(layer, layer + 1))
         if self.bank is not None:
-            slots = [self.table.first_slot(frame) for frame in choice.bank]
-            self.bank.begin(choice.bank, slots, [time_of[frame] for frame in choice.bank])
             order = torch.tensor(self.frame.order, device=self.spec.device)
             starts = torch.arange(len(frames), device=self.spec.device) * self.spec.frame_tokens
             self._order = (starts[:, None] + order).flatten()  # tokens of the chunk in the order of pages
@@ -151,28 +212,37 @@ class KVMemory:
         The result is a view that is valid until the next `read` of the same layer and stream.
         """
         assert self._working is not None
-        start = len(self.read_frames) * self.spec.frame_tokens
+        start = self._dense_frames * self.spec.frame_tokens
         end = start + k.shape[0]
         k_work, v_work = (x[stream, layer].transpose(0, 1) for x in self._working)  # [rows, H, D]
         k_work[start:end] = k
         v_work[start:end] = v
         return k_work[None, :end], v_work[None, :end]
 
-    def read_selected(self, layer: int, stream: int, q: Tensor, q_timeless: Tensor) -> Tensor:
+    def read_selected(
+        self, layer: int, stream: int, q: Tensor, q_timeless: Tensor, *, pages_alone: bool = False
+    ) -> Tensor:
         """Attention `[1, L, H x D]` of queries `[L, H, D]` over what `read` placed and the pages that their groups choose.
 
-        `q` is turned in space and time, `q_timeless` in space alone.
+        `q` is turned in space and time, `q_timeless` in space alone. `pages_alone` leaves out what `read` placed. Words
+        before the chunk choose in groups of their own.
         """
         assert self._working is not None
         assert self.bank is not None
         k, v = (x[stream, layer].unflatten(1, (self._pages, -1)) for x in self._working)  # [H, pages, P, D]
         working = Pages(k, v, self._lengths[stream, layer])
-        lists = self.bank.choose(layer, stream, q_timeless[self._order], working, self._bank_slot)
-        dense_tokens = len(self.read_frames) * self.spec.frame_tokens + len(q)
-        group_tokens = self.bank.group_tokens(len(q))
-        state = page_attention(q[self._order], working, lists, dense_tokens=dense_tokens, group_tokens=group_tokens)
-        out = torch.empty_like(state.out)
-        out[self._order] = state.out
+        words = len(q) - len(self._order)
+        parts = [self._order + words]
+        if words:
+            parts.append(torch.arange(words, device=q.device))
+        with self.watch.timed("select"):
+            lists = self.bank.choose(layer, stream, [q_timeless[part] for part in parts], working, self._bank_slot)
+        dense_tokens = 0 if pages_alone else self._dense_frames * self.spec.frame_tokens + len(q)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for part, chosen in zip(parts, lists, strict=True):
+            group_tokens = self.bank.group_tokens(len(part))
+            state = page_attention(q[part], working, chosen, dense_tokens=dense_tokens, group_tokens=group_tokens)
+            out[part] = state.out
         return out.flatten(1)[None]
 
     def reserve(self, frames: range) -> None:
@@ -204,7 +274,7 @@ class KVMemory:
         self._next_frame = self.table.reserved[-1] + 1
         self.table.publish()
         if self.config.prompt_bank is None:
-            self.forget(set(self.table.frames).difference(*self.coming))
+            self.forget(set(self.table.frames).difference(self.pinned, *self.coming))
 
     @property
     def coming(self) -> Choice:
@@ -221,21 +291,39 @@ class KVMemory:
         for frame in frames:
             del self._versions[frame]
 
-    def _grant(self, wish: Wish, choice: Choice, older: Sequence[int], config: PromptBankConfig) -> Choice:
-        """The choice with the frames that are wished for, and without those that are vetoed."""
-        waiting = [frame for frame in older if frame not in choice.read]
-        first_slot = self.table.first_slot
-        brought = choose_bank(
-            waiting, wish, config, lambda pool: self.store.likeness([*map(first_slot, pool)]).tolist()
-        )
-        read = (*(frame for frame in choice.read if frame not in wish.vetoed), *brought)
-        self.brought_frames = brought
-        offered = tuple(frame for frame in choice.bank if frame not in wish.vetoed and frame not in brought)
-        return Choice(tuple(sorted(read)), offered)
+    def frame_means(self) -> Tensor:
+        """Mean keys `[layers, H, F, D]`, free of time, of the frames from the first to the newest, of the first stream."""
+        runs = torch.tensor([self.table.first_slot(frame) for frame in self.table.frames]) // self.frame.count
+        return torch.stack([self.store.frame_means(layer, 0)[:, runs] for layer in range(self.spec.layers)])
+
+    def _likeness(self, frames: Sequence[int], others: Sequence[int]) -> Tensor:
+        return self.store.likeness(*([self.table.first_slot(frame) for frame in some] for some in (frames, others)))
+
+    def _bring(self, choice: Choice, frames: range, key: int, layers: range) -> None:
+        """Bring what these layers read into the working set; `key` names what lies in their places."""
+        seen = sorted({*choice.read, *choice.bank})
+        times = assign_times(self.config.positions, seen, frames, self.config.trained_frames)
+        time_of = {frame: time * self.time_scale for frame, time in zip(seen, times.read, strict=True)}
+        wanted = [
+            Placement(frame, self.table.first_slot(frame), time_of[frame], self._versions[frame])
+            for frame in choice.read
+        ]
+        self._places[key], copies = assign_places(self._places.get(key, []), wanted)
+        self.current_time = times.current[0]
+        turns = [copy.placement.time for copy in copies] + [time * self.time_scale for time in times.current]
+        rotations = time_rotation(turns, self.spec.time_channels, self.spec.theta, self.spec.device)
+        self.current_rotation = rotations[len(copies) :]  # [T, pairs, 2, 2], one for each frame being made
+        self._moved += len(copies) * len(layers)
+        self._gather(copies, rotations, layers)
+        if self.bank is not None and layers.start == 0:
+            slots = [self.table.first_slot(frame) for frame in choice.bank]
+            self.bank.begin(choice.bank, slots, [time_of[frame] for frame in choice.bank])
+        if self.compression is not None and layers.start == 0:
+            self.compression.begin([self.table.first_slot(frame) for frame in seen], [time_of[frame] for frame in seen])
 
     @property
     def _dense_rows(self) -> int:
-        return (self.read_capacity + self.chunk_frames) * self.spec.frame_tokens
+        return (self.read_capacity + self.chunk_frames) * self.spec.frame_tokens + self.words
 
     @property
     def _bank_slot(self) -> int:
@@ -250,7 +338,7 @@ class KVMemory:
     def _rows(self) -> int:
         return self._dense_rows if self.bank is None else self._pages * self.frame.page_tokens
 
-    def _gather(self, copies: Sequence[Copy], rotations: Tensor) -> None:
+    def _gather(self, copies: Sequence[Copy], rotations: Tensor, layers: range) -> None:
         if not copies:
             return
         assert self._working is not None
@@ -261,6 +349,6 @@ class KVMemory:
         slot, first_row, turn = (torch.tensor(x, dtype=torch.int32, device=spec.device) for x in (slots, rows, turns))
         slot, turn = slot.expand(spec.heads, -1), turn.expand(spec.heads, -1)
         for stream in range(self.streams):
-            for layer in range(spec.layers):
+            for layer in layers:
                 k, v = (x[stream, layer] for x in self._working)
                 copy_pages(self.store.pages(layer, stream), slot, turn, rotations, first_row, k, v)

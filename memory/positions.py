@@ -4,7 +4,9 @@ Keys are kept free of time and rotated when they are read, so the film decides a
 seems. `absolute` is what the model would do by itself. `contiguous` (LongLive's and MemFlow's relative positions) lays
 sink, bank, window and current chunk back to back, so no gap is ever seen. `clamped` keeps true distances as far as the
 model was trained and no farther: whatever is older sits at the far edge. Several frames may share that edge; they keep
-their order but not their spacing, and the model sees them as equally old, which is what it can know about them.
+their order but not their spacing, and the model sees them as equally old, which is what it can know about them. `anchored` is
+for models whose text has a place in time, at 0 (HunyuanVideo): as `contiguous`, but no frame is ever farther from the
+text than in a clip of the trained length, so that frames too many share 0.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ class PositionPolicy(Enum):
     ABSOLUTE = "absolute"
     CONTIGUOUS = "contiguous"
     CLAMPED = "clamped"
+    ANCHORED = "anchored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ def assign_times(policy: PositionPolicy, read: Sequence[int], current: range, tr
     """The times of the frames that are read and of the current chunk, in the order given.
 
     `read` are absolute frames, oldest first, each once and all before `current`. `trained_frames` is the length of the
-    clips that the model was trained on; only `clamped` looks at it."""
+    clips that the model was trained on; `clamped` and `anchored` look at it."""
     if not current or current.step != 1:
         raise ValueError(f"needed the current chunk's frames in a row; got {current}; pass the chunk's own range")
     if any(earlier >= later for earlier, later in pairwise([*read, current.start])) or min(read, default=0) < 0:
@@ -47,6 +50,9 @@ def assign_times(policy: PositionPolicy, read: Sequence[int], current: range, tr
         return absolute(read, current)
     if policy is PositionPolicy.CONTIGUOUS:
         return contiguous(read, current)
+    check_trained_length(current, trained_frames)
+    if policy is PositionPolicy.ANCHORED:
+        return anchored(read, current, trained_frames)
     return clamped(read, current, trained_frames)
 
 
@@ -62,10 +68,21 @@ def contiguous(read: Sequence[int], current: range) -> Times:
 
 def clamped(read: Sequence[int], current: range, trained_frames: int) -> Times:
     """Every frame at its own time, but none farther from the newest one than frames of a training clip are."""
+    edge = current[-1] - (trained_frames - 1)  # the frames of a clip of N are at most N - 1 apart
+    return Times(tuple(max(frame, edge) for frame in read), tuple(current))
+
+
+def anchored(read: Sequence[int], current: range, trained_frames: int) -> Times:
+    """All frames back to back, the newest at the end of a training clip at the latest, what does not fit at its start."""
+    times = contiguous(read, current)
+    excess = max(0, len(read) + len(current) - trained_frames)
+    return Times(*(tuple(max(0, time - excess) for time in part) for part in (times.read, times.current)))
+
+
+def check_trained_length(current: range, trained_frames: int) -> None:
+    """Raises ValueError where a clip of the trained length has no room for anything beside the chunk."""
     if trained_frames <= len(current):
         raise ValueError(
             f"needed a trained length above the chunk's {len(current)} frames; got {trained_frames}; "
             "choose shorter chunks or another position policy"
         )
-    edge = current[-1] - (trained_frames - 1)  # the frames of a clip of N are at most N - 1 apart
-    return Times(tuple(max(frame, edge) for frame in read), tuple(current))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .chunks import Chunk
 from .manifest import ChunkRecord, FileRecord, Manifest, NewerManifestError, SegmentRecord
+from .thumbnails import THUMBS, thumbnail_path
 from .whole_file import ProjectError, explained, remove_parts, whole_file
 
 MAX_NAME_LENGTH = 80
@@ -137,6 +138,10 @@ class Project:
         """The video of a chunk, to be written before `record_segment`."""
         return _segment_path(self.folder, index)
 
+    def thumbnail_path(self, index: int) -> Path:
+        """The thumbnail of a chunk."""
+        return thumbnail_path(self.folder, index)
+
     def save_chunk(self, chunk: Chunk, latents: Tensor, seconds: float) -> None:
         """Keep a finished chunk: latents float32 `[1, C, T, H, W]`, and how many seconds it took.
 
@@ -241,7 +246,7 @@ def _settled(folder: Path, new: Manifest) -> Project:
         os.rename(folder, set_aside)
         cause = trouble or f"The settings changed ({_changes(earlier, new)})"
         report = f"{cause}: the earlier film is kept as '{set_aside.name}', a new one begins in '{folder.name}'."
-    for part in (folder, folder / _CHUNKS, folder / _SEGMENTS):
+    for part in (folder, folder / _CHUNKS, folder / _SEGMENTS, folder / THUMBS):
         part.mkdir(exist_ok=True)
         remove_parts(part)
     new.write(folder / _MANIFEST)
@@ -272,7 +277,7 @@ def _earlier_film(folder: Path) -> tuple[Manifest | None, str]:
 
 
 def _continued(folder: Path, earlier: Manifest, pictures_of: str | None) -> Project:
-    for part in (folder, folder / _CHUNKS, folder / _SEGMENTS):
+    for part in (folder, folder / _CHUNKS, folder / _SEGMENTS, folder / THUMBS):
         part.mkdir(exist_ok=True)
         remove_parts(part)
     chunks = _leading(earlier.chunks, lambda chunk: chunk.file.matches(_chunk_path(folder, chunk.index)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from .chunks import Chunk, Plan
+from .prompt_bank import Brought
+from .read_tally import BankReads
 from .session import RunSession
 
 
@@ -16,19 +17,37 @@ from .session import RunSession
 class FinishedChunk:
     """A chunk whose frames are clean `[B, C, T, H, W]` and remembered.
 
-    `read_frames` were read by every query, `brought_frames` of them because the prompt asked for them; with what each
-    chose from older ones, it read `frames_worth` in keys of a frame.
+    `read_frames` were read by every query, those that are `brought` because of a pin or a prompt; with what each chose
+    from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted. `layer_shares` is which
+    share of the layers read each of the `read_frames`: all, unless a prompt bank chooses for each layer. `excluded` frames were
+    not read because they are `vetoed`, or closed by a `cut`. `milliseconds` by part (`Stopwatch`): recache, denoise and
+    commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where memory lies to where it is
+    read; `remembered` frames were readable behind the chunk.
     """
 
     chunk: Chunk
     latents: Tensor
     replayed: bool
     read_frames: tuple[int, ...]
-    brought_frames: tuple[int, ...]
+    brought: Mapping[int, Brought]
     frames_worth: float
     recached_frames: tuple[int, ...]
-    denoise_seconds: float
-    commit_seconds: float
+    milliseconds: Mapping[str, float]
+    layer_shares: Mapping[int, float] = field(default_factory=dict)
+    excluded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    bank_reads: BankReads | None = None
+    moved_bytes: int = 0
+    remembered: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long the chunk took."""
+        return sum(self.milliseconds.values()) / 1000
+
+    @property
+    def brought_frames(self) -> tuple[int, ...]:
+        """Frames that are `brought`, oldest first."""
+        return tuple(sorted(self.brought))
 
 
 class Rollout:
@@ -58,19 +77,20 @@ class Rollout:
             self._remember(range(plan.seeded_frames), start, shot=0)
         shot = 0
         for chunk in plan.chunks:
+            memory, watch = self._session.memory, self._session.memory.watch
             recached: tuple[int, ...] = ()
             if chunk.shot != shot and chunk.shot in recache_shots:
-                recached = self._recache(chunk.shot)
+                with watch.timed("recache"):
+                    recached = self._recache(chunk.shot)
             shot = chunk.shot
-            started = time.perf_counter()
-            self._session.begin(chunk.frames, chunk.shot)
-            memory = self._session.memory
-            read_frames, brought, frames_worth = memory.read_frames, memory.brought_frames, memory.frames_worth
-            saved = self._load(chunk.index)
-            latents = self._denoise(chunk) if saved is None else saved
-            denoised = time.perf_counter()
-            self._write(chunk.frames, latents, chunk.shot)
-            committed = time.perf_counter()
+            with watch.timed("denoise"):
+                self._session.begin(chunk.frames, chunk.shot)
+                read_frames, brought, frames_worth = memory.read_frames, memory.brought, memory.frames_worth
+                shares, excluded = memory.layer_shares, memory.excluded
+                saved = self._load(chunk.index)
+                latents = self._denoise(chunk) if saved is None else saved
+            with watch.timed("commit"):
+                self._write(chunk.frames, latents, chunk.shot)
             yield FinishedChunk(
                 chunk,
                 latents,
@@ -79,8 +99,12 @@ class Rollout:
                 brought,
                 frames_worth,
                 recached,
-                denoised - started,
-                committed - denoised,
+                milliseconds=watch.read(),
+                layer_shares=shares,
+                excluded=excluded,
+                bank_reads=memory.bank_reads(),
+                moved_bytes=memory.moved_bytes,
+                remembered=len(memory.table.frames),
             )
 
     def _remember(self, frames: range, latents: Tensor, shot: int) -> None:

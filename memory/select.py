@@ -41,3 +41,14 @@ def select_frames(
     oldest = max(reach.bank_from, 0 if config.bank.look_back is None else start_frame - config.bank.look_back)
     taken = set(read) if config.bank.exclude_window else set()
     return Choice(read, tuple(frame for frame in older if frame >= oldest and frame not in taken))
+
+
+def cut_away(
+    remembered: Sequence[int], start_frame: int, chunk_frames: int, config: MemoryConfig, reach: Reach
+) -> frozenset[int]:
+    """Frames that a chunk would read or choose from, had a cut not closed them; arguments as those of `select_frames`."""
+    if reach == EVERYTHING:
+        return frozenset()
+    whole, left = (select_frames(remembered, start_frame, chunk_frames, config, at) for at in (EVERYTHING, reach))
+    closed = {frame for frame in remembered if frame < reach.bank_from} if config.prompt_bank is not None else set()
+    return frozenset({*whole.read, *whole.bank, *closed}.difference(*left))

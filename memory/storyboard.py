@@ -5,7 +5,8 @@ How a storyboard is written as text stands in `storyboard_parser.py`. The JSON f
     {"longreel_storyboard": 1,
      "style": "watercolour, soft light",
      "characters": [{"name": "anna", "description": "a girl in a red coat"}],
-     "shots": [{"text": "@anna walks home", "seconds": 5.0, "seed": null, "transition": "keep"}]}
+     "shots": [{"text": "@anna walks home", "seconds": 5.0, "seed": null, "transition": "keep"}],
+     "pins": "12.5s", "vetoes": "shot 2, 30s-34s"}
 
 A `plan` beside them, as the Storyboard node writes it, is not read: it follows from the rest. Two shorter forms are
 read as well: a list of prompts or shots (5 s each by default), and MemFlow's `{"prompts": [...]}` (10 s a prompt).
@@ -29,9 +30,13 @@ MEMFLOW_SHOT_SECONDS = 10.0  # the interactive benchmark switches prompts every 
 LONGEST_SHOT_SECONDS = 86_400.0  # one day: far above any film, far below what exhausts memory
 LARGEST_SEED = 2**64 - 1  # ComfyUI's own limit
 
+MOMENTS = "12.5s, shot 2, 30s-34s"
 EXAMPLE_JSON = '{"longreel_storyboard": 1, "shots": [{"text": "a girl walks home", "seconds": 5}]}'
 
 _TIME = re.compile(r"(?:([0-9]{1,4}):)?([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(?:s|sec|seconds?)?", re.IGNORECASE)
+_SHOT_NUMBER = re.compile(r"shot\s+([0-9]{1,6})", re.IGNORECASE)
+_DASH = re.compile("[-–—]")  # noqa: RUF001
+_MARKS = re.compile(r"[,;\n]")
 _TRANSITIONS = ("keep", "recache", "blend", "cut", "cut clean")
 _NEEDED_TRANSITION = "keep, recache, blend SECONDS, cut or cut clean"
 
@@ -96,11 +101,15 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Storyboard:
-    """A film as it is written: shots without gaps, the characters that return in them, and one style."""
+    """A film as it is written: shots without gaps, the characters that return in them, and one style.
+
+    `pins` and `vetoes` are lists of moments (`split_moments`) that later shots always read, and never."""
 
     shots: tuple[Shot, ...]
     characters: tuple[Character, ...] = ()
     style: str = ""
+    pins: str = ""
+    vetoes: str = ""
 
     def __post_init__(self) -> None:
         if not self.shots:
@@ -116,6 +125,8 @@ class Storyboard:
                 {"text": s.text, "seconds": s.seconds, "seed": s.seed, "transition": str(s.transition)}
                 for s in self.shots
             ],
+            "pins": self.pins,
+            "vetoes": self.vetoes,
         }
         return json.dumps(data, ensure_ascii=False, indent=2)
 
@@ -148,7 +159,17 @@ class ShotText(NamedTuple):
     line: int | None = None
 
 
-def make_storyboard(shots: Iterable[ShotText], characters: Iterable[Character], style: str) -> Storyboard:
+class Moment(NamedTuple):
+    """A whole shot, counted from 1, or what is seen from one time to another; both times are one for a single frame."""
+
+    shot: int | None
+    first: Fraction
+    last: Fraction
+
+
+def make_storyboard(
+    shots: Iterable[ShotText], characters: Iterable[Character], style: str, pins: str = "", vetoes: str = ""
+) -> Storyboard:
     """The storyboard of shots that follow one another, with prompts expanded; every mentioned name must be known."""
     people = tuple(characters)
     cast = {name_key(character.name): character for character in people}
@@ -162,7 +183,7 @@ def make_storyboard(shots: Iterable[ShotText], characters: Iterable[Character], 
             Shot(shot.text, prompt, float(clock), shot.seconds, shot.seed, shot.transition, names, line=shot.line)
         )
         clock += Fraction(str(shot.seconds))
-    return Storyboard(tuple(made), people, style)
+    return Storyboard(tuple(made), people, style, pins, vetoes)
 
 
 def one_line(text: str) -> str:
@@ -179,6 +200,24 @@ def read_seconds(text: str) -> Fraction | None:
     if minutes is None:
         return seconds
     return int(minutes) * 60 + seconds if seconds < 60 else None
+
+
+def split_moments(text: str) -> list[str]:
+    """The moments of a list, as they are written in it: behind commas, semicolons or on lines of their own."""
+    return [part.strip() for part in _MARKS.split(text) if part.strip()]
+
+
+def read_moment(text: str) -> Moment:
+    """The moment that `12.5s`, `30s-34s` or `shot 2` means; raises ValueError with what was needed."""
+    shot = _SHOT_NUMBER.fullmatch(text)
+    if shot is not None:
+        return Moment(int(shot[1]), Fraction(0), Fraction(0))
+    times = [time for end in _DASH.split(text) if (time := read_seconds(end.strip())) is not None]
+    if not 1 <= len(times) <= 2 or len(times) != len(_DASH.split(text)):
+        raise ValueError("a time, two times or a shot")
+    if times[0] > times[-1]:
+        raise ValueError("two times, the earlier one first")
+    return Moment(None, times[0], times[-1])
 
 
 def read_transition(text: str) -> Transition:
@@ -221,12 +260,15 @@ def _from_data(data: object) -> Storyboard:
     version = data.get("longreel_storyboard")
     if version != JSON_VERSION or isinstance(version, bool):
         raise json_error("longreel_storyboard", f"version {JSON_VERSION}", _shown(version))
-    _check_keys(data, "JSON", {"longreel_storyboard", "style", "characters", "shots", "plan"})
+    _check_keys(data, "JSON", {"longreel_storyboard", "style", "characters", "shots", "pins", "vetoes", "plan"})
     style = one_line(_string(data.get("style", ""), "style", "the style as text"))
-    return _from_parts(data.get("shots"), "shots", DEFAULT_SHOT_SECONDS, data.get("characters", []), style)
+    marks = [_moments(data.get(key, ""), key) for key in ("pins", "vetoes")]
+    return _from_parts(data.get("shots"), "shots", DEFAULT_SHOT_SECONDS, data.get("characters", []), style, *marks)
 
 
-def _from_parts(rows: object, path: str, default_seconds: float, people: object, style: str) -> Storyboard:
+def _from_parts(
+    rows: object, path: str, default_seconds: float, people: object, style: str, pins: str = "", vetoes: str = ""
+) -> Storyboard:
     if not isinstance(rows, list) or not rows:
         raise json_error(path or "JSON", "a list with at least one shot", _shown(rows))
     if not isinstance(people, list | tuple):
@@ -244,7 +286,17 @@ def _from_parts(rows: object, path: str, default_seconds: float, people: object,
         for mention in find_mentions(text):
             if name_key(mention.name) not in cast:
                 raise json_error(place, needed_name(cast.values()), quoted(f"@{mention.name}"))
-    return make_storyboard(shots, cast.values(), style)
+    return make_storyboard(shots, cast.values(), style, pins, vetoes)
+
+
+def _moments(value: object, place: str) -> str:
+    parts = split_moments(_string(value, place, f"moments as text, as in {MOMENTS}"))
+    for part in parts:
+        try:
+            read_moment(part)
+        except ValueError as problem:
+            raise json_error(place, f"{problem}, as in {MOMENTS}", quoted(part)) from problem
+    return ", ".join(parts)
 
 
 def _shot(row: object, place: str, default_seconds: float) -> ShotText:

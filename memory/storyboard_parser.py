@@ -2,6 +2,8 @@
 
     # A line that begins with # is a note.
     style: watercolour, soft light
+    pin: 2.5s
+    veto: shot 2, 30s-34s
     @anna: a girl in a red coat
     @ben: an old fisherman with a white beard
 
@@ -14,8 +16,9 @@
 A shot begins on a new line with its time in brackets: `[from-to]`, or `[length]` to follow the shot before it. Times
 are seconds (`5s`, `2.5s`) or minutes and seconds (`1:05`). After the time, each behind a comma and in any order: `seed
 NUMBER`, and how the shot begins: `keep` (as without it), `recache`, `blend SECONDS`, `cut` or `cut clean`. `@name:
-description` says once, on one line and anywhere, who returns; `style:` is added to every shot. Letter case does not
-matter in names and options.
+description` says once, on one line and anywhere, who returns; `style:` is added to every shot. Lines of `pin:` and
+`veto:`, as many as one likes, name moments of the film that later shots always read, and never: times, stretches, shots.
+Letter case does not matter in names and options.
 
 Text without any times is a film too: one shot of 5 s, or one for each paragraph where lines of `---` stand between.
 
@@ -42,6 +45,7 @@ from .storyboard import (
     make_storyboard,
     one_line,
     quoted,
+    read_moment,
     read_seconds,
     read_transition,
 )
@@ -50,12 +54,14 @@ EXAMPLE_SHOT = "[0s-5s] @anna walks through the village"
 EXAMPLE_OPTIONS = "[5s, seed 42, recache] @anna walks through the village"
 EXAMPLE_CHARACTER = "@anna: a girl in a red coat"
 EXAMPLE_STYLE = "style: watercolour, soft light"
+EXAMPLE_MOMENTS = "pin: 2.5s, shot 1"
 
 _BYTE_ORDER_MARK = "\ufeff"
 _JSON_START = re.compile(r'\s*(?:\{|\[\s*["{])')
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _RULER = re.compile(r"-{3,}")
 _STYLE = re.compile(r"style\s*:", re.IGNORECASE)
+_MOMENTS = re.compile(r"(pin|veto)\s*:", re.IGNORECASE)
 _SEED = re.compile(r"[0-9]{1,20}")
 _TIME_IN_TEXT = re.compile(r"\[\s*(?:[0-9]+:[0-9]|[0-9.]+\s*s\b)", re.IGNORECASE)
 _NEEDED_TIME = "a time such as 5s, 2.5s or 1:05, and the text after the ]"
@@ -118,6 +124,7 @@ class _Reader:
         self.clock = Fraction(0)
         self.characters: dict[str, tuple[Character, _Part]] = {}
         self.style: _Part | None = None
+        self.moments: dict[str, list[_Part]] = {"pin": [], "veto": []}
 
     def take(self, line: _Part) -> None:
         """Read one more line."""
@@ -129,6 +136,8 @@ class _Reader:
             self._take_shot(line)
         elif style := _STYLE.match(line.text):
             self._take_style(line.cut(style.end()))
+        elif kind := _MOMENTS.match(line.text):
+            self._take_moments(kind[1].casefold(), line.cut(kind.end()))
         elif line.text.startswith("@") and line.text.startswith(":", name_end(line.text, 1)):
             self._take_character(line)
         else:
@@ -151,7 +160,16 @@ class _Reader:
                 raise shot.header.error("the text of the shot after its time", EXAMPLE_SHOT)
             text = one_line(" ".join(part.text for part in shot.texts))
             shots.append(ShotText(text, float(shot.seconds), shot.seed, shot.transition, shot.header.line))
-        return make_storyboard(shots, people, one_line(self.style.text) if self.style else "")
+        pins, vetoes = (self._written(self.moments[kind]) for kind in ("pin", "veto"))
+        return make_storyboard(shots, people, one_line(self.style.text) if self.style else "", pins, vetoes)
+
+    def _written(self, moments: list[_Part]) -> str:
+        """Moments of all lines of a kind in one list; raises StoryboardError for a shot that there is not."""
+        for part in moments:
+            shot = read_moment(part.text).shot
+            if shot is not None and not 1 <= shot <= len(self.shots):
+                raise part.error(f"one of the film's shots, from shot 1 to shot {len(self.shots)}", EXAMPLE_MOMENTS)
+        return ", ".join(part.text for part in moments)
 
     def _take_text(self, line: _Part) -> None:
         if late := _TIME_IN_TEXT.search(line.text):
@@ -170,6 +188,16 @@ class _Reader:
         if not style.text:
             raise style.error("the style after 'style:'", EXAMPLE_STYLE)
         self.style = style
+
+    def _take_moments(self, kind: str, moments: _Part) -> None:
+        for part in moments.split(",;"):
+            if not part.text:
+                continue
+            try:
+                read_moment(part.text)
+            except ValueError as problem:
+                raise part.error(str(problem), EXAMPLE_MOMENTS) from problem
+            self.moments[kind].append(part)
 
     def _take_character(self, line: _Part) -> None:
         colon = name_end(line.text, 1)

@@ -12,6 +12,7 @@ def node_classes() -> list[type[io.ComfyNode]]:
     """All nodes of the pack, in the order of the menu."""
     from .chunk_sampler import ChunkedARSampler
     from .memory_encoder_loader import MemoryEncoderLoader
+    from .memory_inspector import MemoryInspector
     from .prompt_bank import PromptRetrievedMemoryBank
     from .sparse_kv_memory import SparseKVMemory
     from .storyboard import StoryboardNode
@@ -23,6 +24,7 @@ def node_classes() -> list[type[io.ComfyNode]]:
         PromptRetrievedMemoryBank,
         MemoryEncoderLoader,
         ChunkedARSampler,
+        MemoryInspector,
         TinyStoryboardModel,
     ]
 

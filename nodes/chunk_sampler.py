@@ -17,6 +17,7 @@ from torch import Tensor
 from ..memory.project import check_project_name
 from .film import Film
 from .host.encoder_model import LoadedEncoder
+from .live_inspection import LiveInspection
 from .planned_storyboard import PlannedStoryboard
 from .sockets import EncoderSocket, StoryboardSocket, TraceSocket
 
@@ -41,7 +42,9 @@ class ChunkedARSampler(io.ComfyNode):
             search_aliases=["long video", "autoregressive sampler", "self forcing", "storyboard render"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="A Wan text-to-video model, best a causal few-step checkpoint."),
+                io.Model.Input(
+                    "model", tooltip="A Wan text-to-video model, best a causal few-step checkpoint, or HunyuanVideo."
+                ),
                 StoryboardSocket.Input("storyboard", tooltip="The film in words, from the Storyboard node."),
                 io.Sigmas.Input(
                     "sigmas", tooltip="Noise levels, from Basic Scheduler. 4 steps of 'simple' for causal checkpoints."
@@ -76,14 +79,19 @@ class ChunkedARSampler(io.ComfyNode):
                     "sampler",
                     optional=True,
                     tooltip="Leave empty for causal few-step checkpoints. Connect KSampler Select (euler, uni_pc, ...) to "
-                    "make each chunk in many steps with an ordinary checkpoint.",
+                    "make each chunk in many steps with an ordinary checkpoint, as HunyuanVideo is.",
                 ),
                 io.Latent.Input(
                     "start_image",
                     optional=True,
                     tooltip="VAE Encode of one image in the size of the film: it becomes the first frame.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="Connect it to get a video, decoded chunk by chunk."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Connect it to get a video, decoded chunk by chunk. "
+                    "Only Wan's VAEs can do that; for HunyuanVideo put VAE Decode (Tiled) behind the latent output.",
+                ),
                 EncoderSocket.Input(
                     "encoder",
                     optional=True,
@@ -142,10 +150,14 @@ class ChunkedARSampler(io.ComfyNode):
             encoder=encoder,
         )
         root = Path(folder_paths.get_output_directory()) / FILMS_FOLDER
-        made = film.make(root, lambda text: PromptServer.instance.send_progress_text(text, cls.hidden.unique_id))
+        node = cls.hidden.unique_id
+        with LiveInspection(node) as live:
+            made = film.make(root, lambda text: PromptServer.instance.send_progress_text(text, node), live.finished)
         latent = {"samples": made.latents}
         if made.video is None:
-            no_video = ExecutionBlocker("Connect a VAE to the Chunked AR Sampler to get a video.")
+            no_video = ExecutionBlocker(
+                "Connect a Wan VAE to the Chunked AR Sampler to get a video, or decode its latent output."
+            )
             return io.NodeOutput(latent, no_video, made.trace, str(made.folder))
         subfolder = f"{FILMS_FOLDER}/{made.folder.name}"
         saved = ui.SavedResult(made.video.name, subfolder, io.FolderType.output)

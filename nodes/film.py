@@ -16,19 +16,18 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..memory.chunks import Plan
-from ..memory.config import MemoryConfig
 from ..memory.encoder_spec import LowBranch
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
 from .film_check import check_film
-from .host.attach import attach_memory, memory_config
+from .host.attach import attach_memory, default_memory, film_marks, memory_config, plan_moments
 from .host.conditioning import blended
 from .host.encoder_model import LoadedEncoder, attach_encoder
 from .host.film_sampler import FilmSampler, SeededNoise
 from .host.fingerprint import conditioning_fingerprint, described, model_fingerprint, tensor_fingerprint
 from .host.guider import FilmGuider
 from .planned_storyboard import PlannedStoryboard
-from .recorder import Recorder
+from .recorder import Recorder, Show
 
 FILM_VERSION = 1  # to be raised when the same settings give other bits
 
@@ -65,7 +64,7 @@ class Film:
         """The model with its memory: an encoder's, or else with the default one when no Sparse KV Memory is before it."""
         if self.encoder is not None:
             return attach_encoder(self.model, self.encoder, self.vae)
-        return attach_memory(self.model, memory_config(self.model) or MemoryConfig())
+        return attach_memory(self.model, memory_config(self.model) or default_memory(self.model))
 
     @cached_property
     def plan(self) -> Plan:
@@ -92,9 +91,15 @@ class Film:
         """Raises ValueError for anything that would fail later, before a model is loaded or a file is written."""
         check_film(self)
 
-    def make(self, root: Path, tell: Callable[[str], None] = lambda text: None) -> FilmResult:
-        """Make the film in `root/project`, going on where an equal film stopped; `tell` gets its state in words.
+    def make(
+        self,
+        root: Path,
+        tell: Callable[[str], None] = lambda text: None,
+        show: Show = lambda folder, header, line: None,
+    ) -> FilmResult:
+        """Make the film in `root/project`, going on where an equal film stopped.
 
+        `tell` gets its state in words, `show` each finished chunk as the trace tells it.
         Raises ValueError for bad input, ProjectError where the folder cannot be used. When it is cancelled or fails,
         finished chunks stay.
         """
@@ -102,7 +107,7 @@ class Film:
         pictures_of = None if self.vae is None else model_fingerprint(self.vae.patcher)
         with Project.open(root, self.project, self._settings(), pictures_of) as project:
             project.save_storyboard(self.storyboard.to_json(self.plan))
-            recorder = Recorder(self, project, tell)
+            recorder = Recorder(self, project, tell, show)
             tell(project.report)
             try:
                 if project.finished < len(self.plan.chunks):
@@ -145,12 +150,23 @@ class Film:
             finished=(lambda chunk, guider: None) if recorder is None else recorder.finished,
             cast=tuple(frozenset(shot.characters) for shot in self.storyboard.board.shots),
             fps=self.storyboard.fps,
+            marks=self.storyboard.marks,
             reaches=reaches(self.plan, self.storyboard.transitions),
             prompts={
                 (self.plan.chunks[blend.chunk].frames.start, blend.shot): len(self.storyboard.conditionings) + at
                 for at, blend in enumerate(self._blends)
             },
+            tallied=True,
         )
+
+    @property
+    def moments(self) -> dict[str, str]:
+        """Pins and vetoes of the film, the storyboard's and the prompt bank's, as they were written."""
+        marks = film_marks(self.remembering, self.film_sampler(None, None))
+        return {
+            "pins": ", ".join(mark.pins for mark in marks if mark.pins),
+            "vetoes": ", ".join(mark.vetoes for mark in marks if mark.vetoes),
+        }
 
     def _settings(self) -> dict[str, Any]:
         """Whatever changes the film, as JSON: equal settings may go on with each other's chunks."""
@@ -172,6 +188,7 @@ class Film:
             "size": [self.width, self.height],
             "start": None if self.start is None else tensor_fingerprint(self.start),
             "memory": self._memory_settings(),
+            **plan_moments(self.remembering, self.film_sampler(None, None)).described(self.plan),
         }
 
     def _memory_settings(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 
 from ..memory.project import check_project_name
-from .host.attach import adapter_for, check_moments, memory_config, plan_memory
+from .host.attach import adapter_for, memory_config, plan_memory, plan_moments
 from .host.conditioning import check_conditioning
 from .host.encoder_model import check_encoder
 from .host.page_tier import check_page_room
@@ -18,7 +18,7 @@ from .host.streaming_decode import StreamingDecoder
 if TYPE_CHECKING:
     from .film import Film
 
-PATCH_PIXELS = 2  # latent rows and columns that Wan joins into a token
+PATCH_PIXELS = 2  # latent rows and columns that all families join into a token
 SIGMA_ROUNDING = 1e-4  # schedulers and the model's own table round the first level differently
 NOISIEST_SHARE = 0.9  # chunks start from noise alone; below this the schedule was cut by a denoise under 1
 
@@ -28,14 +28,16 @@ def check_film(film: Film) -> None:
     check_project_name(film.project)
     family = adapter_for(film.model)
     _check_options(film)
-    text_width = family.text_width(film.model)
+    needs = family.prompts(film.model)
     for number, conditioning in enumerate(film.storyboard.conditionings, start=1):
-        check_conditioning(f"Shot {number}", conditioning, text_width)
-    check_conditioning("The negative prompt", film.storyboard.negative, text_width)
+        check_conditioning(f"Shot {number}", conditioning, needs)
+    check_conditioning("The negative prompt", film.storyboard.negative, needs)
     _check_size(film)
     _check_sigmas(film)
     _check_start(film)
     if film.vae is not None:
+        if family.no_vae is not None:
+            raise ValueError(family.no_vae)
         StreamingDecoder(film.vae)
     _check_memory(film)
 
@@ -82,7 +84,7 @@ def _check_start(film: Film) -> None:
     if tuple(film.start.shape) != needed:
         raise ValueError(
             f"The start image needs a video latent of one frame {list(needed)}, got {list(film.start.shape)}. "
-            f"Scale one image to {film.width}x{film.height} and encode it with the VAE of this Wan model."
+            f"Scale one image to {film.width}x{film.height} and encode it with the VAE of this model."
         )
 
 
@@ -95,19 +97,25 @@ def _check_memory(film: Film) -> None:
             "A memory encoder takes the place of Sparse KV Memory and the Prompt-Retrieved Memory Bank, got both on this "
             "model. Remove these nodes from the model's wire, or disconnect the encoder."
         )
+    if any(film.moments.values()):
+        raise ValueError(
+            "A memory encoder tells of the film as a whole, so moments can be neither pinned nor vetoed. Take the lines 'pin' "
+            "and 'veto' out of the storyboard, or disconnect the encoder and put Sparse KV Memory before the sampler."
+        )
     check_encoder(film.model, film.encoder, film.latent_size, film.vae is not None)
 
 
 def _check_pages(film: Film) -> None:
     guider = film.guider()
     sampler = film.film_sampler(None, None)
-    memory = plan_memory(film.remembering, sampler, guider.streams)
-    check_moments(film.remembering, sampler)
+    memory = plan_memory(guider, sampler)
+    pinned = len(plan_moments(film.remembering, sampler).pinned)
+    pins = f"unpin some of the {pinned} pinned latent frames, " if pinned else ""
     total = comfy.model_management.get_total_memory(film.model.load_device)
     if memory.peak_bytes > total:
         raise ValueError(
             f"The memory of this film needs {memory.peak_bytes / 2**30:.1f} GiB, but the device has "
             f"{total / 2**30:.1f} GiB. Take the preset 'window + sink' of Sparse KV Memory, turn its window, sink or "
-            "shortlist or the 'bank' of the Prompt-Retrieved Memory Bank down, or make the picture smaller."
+            f"shortlist or the 'bank' of the Prompt-Retrieved Memory Bank down, {pins}or make the picture smaller."
         )
     check_page_room(memory.host_bytes)

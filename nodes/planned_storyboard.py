@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..memory.chunks import Plan, plan_chunks, snap_shots, snapped_times
+from ..memory.film_moments import Marks
 from ..memory.storyboard import Storyboard, Transition
 
 SLOWEST_FPS, FASTEST_FPS = 1.0, 120.0
@@ -30,6 +31,11 @@ class PlannedStoryboard:
     def seeds(self, film_seed: int) -> tuple[int, ...]:
         """The seed of each shot: its own, or the film's."""
         return tuple(film_seed if shot.seed is None else shot.seed for shot in self.board.shots)
+
+    @property
+    def marks(self) -> Marks:
+        """Pins and vetoes as they are written."""
+        return Marks("of the Storyboard", self.board.pins, self.board.vetoes)
 
     @property
     def transitions(self) -> tuple[Transition, ...]:

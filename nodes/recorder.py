@@ -3,43 +3,63 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from latent_preview import Latent2RGBPreviewer
+from PIL import Image
 from torch import Tensor
 
-from ..memory.chunks import Chunk
+from ..memory.chunks import PICTURES_PER_FRAME, Chunk
 from ..memory.film import join_segments, pictures_to_uint8, write_segment
+from ..memory.inspection import inspect_chunk, longest_reach
 from ..memory.project import Project
 from ..memory.rollout import FinishedChunk
-from ..memory.trace import Trace
+from ..memory.thumbnails import write_thumbnail
+from ..memory.trace import Trace, TraceError, read_trace
+from ..memory.trace_lines import LatentDrift, chunk_line, film_facts
 from .host.guider import FilmGuider
 from .host.streaming_decode import StreamingDecoder
 
 if TYPE_CHECKING:
     from .film import Film
 
+Show = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], None]
+"""Takes the folder of a film, and header and line of its trace for a chunk that is finished."""
+
 
 class Recorder:
     """Keeps every finished chunk: latents, trace, and its pictures when there is a VAE."""
 
-    def __init__(self, film: Film, project: Project, tell: Callable[[str], None]) -> None:
-        self._film, self._project, self._tell = film, project, tell
+    def __init__(self, film: Film, project: Project, tell: Callable[[str], None], show: Show) -> None:
+        self._film, self._project, self._tell, self._show = film, project, tell, show
         self._decoder = None if film.vae is None else StreamingDecoder(film.vae)
         self._caught_up = False
         self._trace = Trace(project.trace_path)
+        self._drift = LatentDrift()
+        self._header, self._earlier = _earlier_trace(project.trace_path)
 
     def finished(self, done: FinishedChunk, guider: FilmGuider) -> None:
         """Write one chunk to disk; nothing of it is believed until all of it is there."""
         latents = done.latents.to(device="cpu", dtype=torch.float32)
-        if not done.replayed:
-            self._trace_chunk(done, guider)
-            self._project.save_chunk(done.chunk, latents, done.denoise_seconds + done.commit_seconds)
-        if self._decode(done.chunk, latents) and done.chunk is not self._film.plan.chunks[-1]:
+        drift = self._drift.of(latents)
+        if done.replayed:
+            line = self._earlier.get(done.chunk.index)
+        else:
+            line = self._trace_chunk(done, guider, drift)
+            self._project.save_chunk(done.chunk, latents, done.seconds)
+        if self._decoder is None and not self._project.thumbnail_path(done.chunk.index).exists():
+            self._preview(done.chunk.index, latents)
+        decode_ms = self._decode(done.chunk, latents)
+        if decode_ms is not None and done.chunk is not self._film.plan.chunks[-1]:
             guider.reload()
-        self._tell(self._state(done, guider))
+        if line is not None:
+            if decode_ms is not None:
+                line["milliseconds"] = {**line.get("milliseconds", {}), "decode": decode_ms}
+            self._show(self._project.folder, self._header, line)
+        self._tell(self._state(done, guider, line))
 
     def decode_rest(self) -> None:
         """Decode finished chunks whose pictures an earlier run did not come to."""
@@ -54,11 +74,12 @@ class Recorder:
         join_segments(paths, self._project.film_path)
         return self._project.film_path
 
-    def _decode(self, chunk: Chunk, latents: Tensor) -> bool:
-        """Write the pictures of a chunk; False when there is nothing to decode with or they are on disk already."""
+    def _decode(self, chunk: Chunk, latents: Tensor) -> float | None:
+        """Write the pictures of a chunk; milliseconds, or None when there is nothing to decode with or they are on disk."""
         decoder = self._decoder
         if decoder is None or chunk.index < self._project.finished_segments:
-            return False
+            return None
+        started = time.perf_counter()
         pieces = [] if self._caught_up else self._catch_up(decoder, chunk)
         self._caught_up = True
         pieces.append(decoder.push(self._film.model.model.process_latent_out(latents)))
@@ -67,8 +88,11 @@ class Recorder:
         pictures = pictures_to_uint8(torch.cat(pieces))
         if len(pictures):
             write_segment(self._project.segment_path(chunk.index), pictures, self._film.storyboard.fps)
+            write_thumbnail(self._project.thumbnail_path(chunk.index), Image.fromarray(pictures[len(pictures) // 2]))
+        spent = round(1000 * (time.perf_counter() - started), 3)
+        self._trace.decoded(chunk.index, {"decode": spent})
         self._project.record_segment(chunk.index, len(pictures))
-        return True
+        return spent
 
     def _catch_up(self, decoder: StreamingDecoder, chunk: Chunk) -> list[Tensor]:
         """Bring the decoder to where the chunk begins; the result are pictures that belong to the chunk."""
@@ -78,46 +102,59 @@ class Recorder:
         decoder.replay(self._film.latents(self._project, range(first, chunk.frames.start)), first)
         return []
 
-    def _state(self, done: FinishedChunk, guider: FilmGuider) -> str:
+    def _preview(self, index: int, latents: Tensor) -> None:
+        """A thumbnail without a VAE: the host's own rough colours of the middle frame, where this model has them."""
+        known = self._film.model.model.latent_format
+        if known.latent_rgb_factors is None:
+            return
+        previewer = Latent2RGBPreviewer(
+            known.latent_rgb_factors, known.latent_rgb_factors_bias, known.latent_rgb_factors_reshape
+        )
+        middle = latents[:, :, latents.shape[2] // 2 :]
+        write_thumbnail(self._project.thumbnail_path(index), previewer.decode_latent_to_preview(middle))
+
+    def _state(self, done: FinishedChunk, guider: FilmGuider, line: Mapping[str, Any] | None) -> str:
         plan = self._film.plan
+        reach = 0 if line is None else longest_reach(inspect_chunk(self._header, line))
+        seconds = reach * PICTURES_PER_FRAME / self._film.storyboard.fps
         lines = [
             self._project.report,
             f"shot {done.chunk.shot + 1} of {len(plan.shots())}, chunk {done.chunk.index + 1} of {len(plan.chunks)}",
             f"{_read(done)}, {_size(guider)} of memory",
+            f"{done.remembered} frames remembered, looks back {seconds:.1f} s" if reach else "",
         ]
         return "\n".join(line for line in lines if line)
 
-    def _trace_chunk(self, done: FinishedChunk, guider: FilmGuider) -> None:
+    def _trace_chunk(self, done: FinishedChunk, guider: FilmGuider, drift: Mapping[str, float]) -> dict[str, Any]:
+        film, session = self._film, guider.session
+        shots = film.storyboard.board.shots
         if not self._project.trace_path.exists():
-            fps, plan = self._film.storyboard.fps, self._film.plan.summary()
-            prompts = [shot.prompt for shot in self._film.storyboard.board.shots]
-            self._trace.begin(
-                {
-                    "fps": fps,
-                    "plan": plan,
-                    "prompts": prompts,
-                    "peak_kv_bytes": guider.peak_bytes,
-                    "host_kv_bytes": guider.host_bytes,
-                }
-            )
-        shot = self._film.plan.shots()[done.chunk.shot]
-        transition = str(self._film.storyboard.transitions[done.chunk.shot])
-        begins = {"transition": transition} if done.chunk.index == shot[0].index and done.chunk.shot > 0 else {}
-        self._trace.add(
-            {
-                "chunk": done.chunk.index,
-                "shot": done.chunk.shot,
-                "frames": [done.chunk.frames.start, done.chunk.frames.stop],
-                "read_frames": list(done.read_frames),
-                "brought_frames": list(done.brought_frames),
-                "frames_worth": round(done.frames_worth, 3),
-                **begins,
-                "recached_frames": list(done.recached_frames),
-                "denoise_ms": round(done.denoise_seconds * 1000, 3),
-                "commit_ms": round(done.commit_seconds * 1000, 3),
-                "finished": time.time(),
+            self._header = {
+                "project": film.project,
+                "fps": film.storyboard.fps,
+                "plan": film.plan.summary(),
+                "prompts": [shot.prompt for shot in shots],
+                "transitions": [str(transition) for transition in film.storyboard.transitions],
+                **film_facts(session),
+                **film.moments,
             }
-        )
+            self._trace.begin(self._header)
+        first = film.plan.shots()[done.chunk.shot][0]
+        begins = done.chunk.shot > 0 and done.chunk.index == first.index
+        line = chunk_line(done, session, drift)
+        if begins:
+            line["transition"] = str(film.storyboard.transitions[done.chunk.shot])
+        self._trace.add(line)
+        return line
+
+
+def _earlier_trace(path: Path) -> tuple[Mapping[str, Any], dict[int, dict[str, Any]]]:
+    """Header and lines of the chunks that an earlier run finished, by chunk; nothing where they cannot be read."""
+    try:
+        header, events = read_trace(path)
+    except TraceError:
+        return {}, {}
+    return header, {event["chunk"]: event for event in events}
 
 
 def _size(guider: FilmGuider) -> str:

@@ -9,12 +9,14 @@ from comfy_api.latest import io
 
 from ..memory.config import LONGEST_TRAINED_FRAMES, BankConfig, MemoryConfig
 from ..memory.positions import PositionPolicy
-from ..memory.presets import DECMEM, FULL, LONGLIVE, LONGREEL, OMNIMEM, PRESETS
-from .host.attach import attach_memory, memory_config
+from ..memory.presets import DECMEM, FULL, GATED_PRESETS, LONGLIVE, LONGREEL, OMNIMEM, PRESETS
+from .host.attach import adapter_for, attach_memory, memory_config
+from .host.gates import brought_gates, use_gates
 
 WINDOW, WINDOW_AND_SINK, CUSTOM = "window", "window + sink", "custom"
 OPTIONS = (WINDOW_AND_SINK, LONGREEL, OMNIMEM, DECMEM, LONGLIVE, FULL, WINDOW, CUSTOM)
 DEFAULT = BankConfig()
+AUTO, OFF = "auto", "off"
 
 
 class SparseKVMemory(io.ComfyNode):
@@ -41,7 +43,9 @@ class SparseKVMemory(io.ComfyNode):
                 "retrieval",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="A Wan text-to-video model, with LoRAs already applied."),
+                io.Model.Input(
+                    "model", tooltip="A Wan or HunyuanVideo text-to-video model, with LoRAs already applied."
+                ),
                 io.Combo.Input(
                     "preset",
                     options=list(OPTIONS),
@@ -72,12 +76,13 @@ class SparseKVMemory(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "positions",
-                    options=[policy.value for policy in PositionPolicy],
-                    default=PositionPolicy.ABSOLUTE.value,
+                    options=[*(policy.value for policy in PositionPolicy), AUTO],
+                    default=AUTO,
                     advanced=True,
                     tooltip="When the model thinks a remembered frame was: 'absolute' as it was; 'contiguous' closes the "
                     "gaps, where there are some (a preset that searches the whole film leaves none); 'clamped' never further "
-                    "away than the trained length.",
+                    "away than the trained length; 'anchored' as contiguous, within the trained length from its beginning. "
+                    "'auto': absolute for Wan, anchored for HunyuanVideo, whose text has a place in time.",
                 ),
                 io.Int.Input(
                     "trained_frames",
@@ -85,7 +90,8 @@ class SparseKVMemory(io.ComfyNode):
                     min=1,
                     max=4096,
                     advanced=True,
-                    tooltip="Longest distance in latent frames that the checkpoint saw in training. Used by 'clamped'.",
+                    tooltip="Longest distance in latent frames that the checkpoint saw in training: 21 for Wan, 33 for HunyuanVideo. "
+                    "Used by 'clamped' and 'anchored'.",
                 ),
                 io.Float.Input(
                     "read",
@@ -132,6 +138,16 @@ class SparseKVMemory(io.ComfyNode):
                     advanced=True,
                     tooltip="Keeps the film in 8 bits: half the RAM, a small loss. Used where a preset searches.",
                 ),
+                io.Combo.Input(
+                    "gates",
+                    optional=True,
+                    options=[AUTO, OFF],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Some checkpoints were trained with gates: weights that say, for every part of the picture, how "
+                    "much of what was found goes into it. 'auto' uses them where the checkpoint has them, 'off' reads as if it "
+                    "had none. Used by 'OmniMem' and 'DecMem' with gates of their own kind, and by 'custom' with any.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, for the Chunked AR Sampler.")],
         )
@@ -150,8 +166,9 @@ class SparseKVMemory(io.ComfyNode):
         strict: bool = DEFAULT.groups,
         shortlist: int = DEFAULT.shortlist,
         eight_bit: bool = DEFAULT.eight_bit,
+        gates: str = AUTO,
     ) -> io.NodeOutput:
-        """Attach the memory that the preset means."""
+        """Attach the memory that the preset means; ValueError for gates that are broken."""
         if preset in PRESETS:
             config = PRESETS[preset]
         else:
@@ -167,8 +184,13 @@ class SparseKVMemory(io.ComfyNode):
         before = memory_config(model)
         config = replace(
             config,
-            positions=PositionPolicy(positions),
+            positions=adapter_for(model).positions if positions == AUTO else PositionPolicy(positions),
             trained_frames=trained_frames,
             prompt_bank=None if before is None else before.prompt_bank,
         )
-        return io.NodeOutput(attach_memory(model, config))
+        remembering = attach_memory(model, config)
+        searches = config.bank is not None
+        brought = brought_gates(model) if searches and gates == AUTO else None
+        fits = brought is not None and preset in (GATED_PRESETS[brought.form], CUSTOM)
+        use_gates(remembering, brought if fits else None)
+        return io.NodeOutput(remembering)

@@ -33,7 +33,7 @@ class StoryboardNode(io.ComfyNode):
                 "Write the whole film here, shot by shot: [0s-5s] or [5s] starts a shot, '@anna: a girl in a red coat' "
                 "introduces a character once and @anna brings her back later, a 'style:' line goes to every shot. "
                 "Inside the brackets a shot may have its own seed and a transition (keep, recache, blend 2s, cut, cut clean): "
-                "[5s, seed 42, recache]."
+                "[5s, seed 42, recache]. 'pin: 12.5s' and 'veto: shot 2' name moments that later shots always read, and never."
             ),
             search_aliases=["shots", "prompt schedule", "long video", "script", "prompt travel"],
             inputs=[

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.build import build_tiny_vae, build_tiny_wan, shipped_weights
+from ..memory.gates import GateForm
+from ..memory.presets import GATED_PRESETS
+from .host.build import build_tiny_vae, build_tiny_wan, gated_weights, shipped_weights
 from .host.demo_text import build_demo_clip
+
+ANY = "any memory"
+FORMS: dict[str, GateForm | None] = {ANY: None} | {preset: form for form, preset in GATED_PRESETS.items()}
 
 
 class TinyStoryboardModel(io.ComfyNode):
@@ -13,7 +18,7 @@ class TinyStoryboardModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """One choice, three outputs."""
+        """Which model, three outputs."""
         return io.Schema(
             node_id="LongReelTinyStoryboardModel",
             display_name="Tiny Storyboard Model",
@@ -25,6 +30,15 @@ class TinyStoryboardModel(io.ComfyNode):
             ),
             search_aliases=["demo model", "test model", "longreel demo"],
             inputs=[
+                io.Combo.Input(
+                    "trained_for",
+                    optional=True,
+                    options=list(FORMS),
+                    default=ANY,
+                    tooltip="Which memory the model was trained for. 'any memory' reads with every preset of Sparse KV Memory. "
+                    "'OmniMem' and 'DecMem' have gates, weights that say how much of what was found goes into the "
+                    "picture: give them the preset of that name.",
+                ),
                 io.Boolean.Input(
                     "causal",
                     optional=True,
@@ -41,8 +55,19 @@ class TinyStoryboardModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, causal: bool = True) -> io.NodeOutput:
-        """Load the shipped weights, or seeded random ones while none ship."""
-        model = build_tiny_wan(causal=causal, weights=shipped_weights("wan"))
+    def execute(cls, trained_for: str = ANY, causal: bool = True) -> io.NodeOutput:
+        """Load the shipped weights, or seeded random ones while none ship; ValueError while no gates ship, or for gates without causal."""
+        form = FORMS[trained_for]
+        if form is not None and not causal:
+            raise ValueError(
+                f"The model trained for {trained_for} is causal: an ordinary one has no use for gates. Switch 'causal' on, or take '{ANY}'."
+            )
+        weights = shipped_weights("wan") if form is None else gated_weights(form)
+        if form is not None and weights is None:
+            raise ValueError(
+                f"No gates for {trained_for} came with this pack: memory/weights needs tiny_gates_{form.value}.safetensors. "
+                f"Train them with `longreel train tiny --gates {form.value}`, or take '{ANY}'."
+            )
+        model = build_tiny_wan(causal=causal, weights=weights)
         vae = build_tiny_vae(weights=shipped_weights("vae"))
         return io.NodeOutput(model, build_demo_clip(), vae)

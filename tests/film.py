@@ -13,6 +13,7 @@ from torch import Tensor
 
 from longreel.memory.chunks import Plan, plan_frames
 from longreel.memory.config import MemoryConfig
+from longreel.memory.film_moments import NO_MARKS, Marks
 from longreel.memory.rollout import FinishedChunk
 from longreel.memory.storyboard_parser import read_storyboard
 from longreel.nodes.film import Film as FilmOnDisk
@@ -82,6 +83,8 @@ def render(
     attached: bool = False,
     size: tuple[int, int] = TINY_SIZE,
     cast: tuple[frozenset[str], ...] = (),
+    tallied: bool = False,
+    marks: Marks = NO_MARKS,
 ) -> Film:
     """Render a plan with memory on a model, chunk by chunk, through the host's guider."""
     plan = plan or plan_frames(9, 3)
@@ -106,6 +109,8 @@ def render(
         load=load,
         finished=finished,
         cast=cast,
+        tallied=tallied,
+        marks=marks,
     )
     template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *size)
     guider.sample(template, template, sampler, torch.tensor(sigmas), disable_pbar=True, seed=seed)

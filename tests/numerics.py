@@ -60,8 +60,15 @@ HALF_LSE_ERROR = 1e-4
 MERGE_ROUNDINGS = 2.0
 # Rounding to 8 bits moves a number by half a code; the last bits of scale and mean come on top.
 CODE_ERROR = 0.501
+# Gate logits end at 10, so an open gate is 1 - 5e-5 and a closed one 5e-5, in every layer and step of a film.
+OPEN_GATE_ERROR = 1e-3
 # The same sum in float32, in another order, or of keys that were turned first.
 SAME_SUM = 1e-5
+
+# Lightness (0 to 255) between neighbouring steps of the Memory Inspector's ramp: colours are rounded to whole bytes.
+LIGHTNESS_STEP = 1.0
+# Milliseconds for one draw of the Memory Inspector, 600 chunks x 40 layers: what the project promised.
+DRAW_MILLISECONDS = 100.0
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -19,11 +19,13 @@ from ..page_scores import group_means, reference, select_pages, shortlist_pages
 from ..page_write import write_pages
 from ..page_write.reference import rounded
 from ..page_write.reference import write_pages as write_reference
-from ..pages import Pages, Rounding, rows_of
+from ..pages import Pages, Rounding, count_listed, rows_of
 from .cases import Inputs
 from .exact import relative_error, sample_exactly, sampled
 
 TIME_CHANNELS, THETA = 44, 10_000.0  # Wan's, of heads of 128
+
+COUNTING = "a step: counting what is read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,13 @@ def step_parts(inputs: Inputs) -> list[Part]:
     def choose() -> Tensor:
         return select_pages(queries, short, case.listed).slots
 
+    counts = torch.zeros(inputs.pages.lengths.shape, dtype=torch.int32, device=q.device)
+
+    def counted_error() -> float:
+        count_listed(inputs.lists, counts.zero_())
+        slots, width = inputs.lists.slots.flatten(1), counts.shape[1]
+        return float((counts - torch.stack([torch.bincount(row, minlength=width) for row in slots])).abs().sum())
+
     return [
         Part(
             "a step: queries into page order",
@@ -95,6 +104,7 @@ def step_parts(inputs: Inputs) -> list[Part]:
             lambda: relative_error(merge_states(a, b).out, merge_reference(a, b).out),
             3 * q.nbytes,
         ),
+        Part(COUNTING, lambda: count_listed(inputs.lists, counts), counted_error, inputs.lists.slots.nbytes),
     ]  # fmt: skip
 
 

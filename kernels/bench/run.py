@@ -78,12 +78,13 @@ def held_bytes(inputs: Inputs) -> dict[str, int]:
 
 
 def measure_case(inputs: Inputs, effort: Effort) -> tuple[dict[str, int], list[Row]]:
-    """Bytes, and rows of all peers, of the parts, of what the bank costs when it lies elsewhere, and of a whole layer."""
+    """Bytes, and rows of all peers, of the parts, of what the bank costs when it lies elsewhere, and of a whole Wan layer."""
     rows = measure_peers(inputs, effort)
     window = next(row.milliseconds for row in rows if row.implementation == WINDOW)
     parts = [against_window(row, window) for row in measure_parts(make_parts(inputs), inputs, effort)]
     offload = measure_parts(make_offload_parts(inputs), inputs, effort) if inputs.q.is_cuda else absent_offload(inputs)
-    rows += [*parts, sum_of_step(inputs.case, parts, window), *offload, *measure_pass(inputs, effort, parts)]
+    layer = [] if inputs.case.ffn is None else measure_pass(inputs, effort, parts)
+    rows += [*parts, sum_of_step(inputs.case, parts, window), *offload, *layer]
     return held_bytes(inputs), rows
 
 

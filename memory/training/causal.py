@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .clips import ClipBatch, word_bias
+from .gated_reader import GatedReader
 
 TRAIN_TIMESTEPS = 1000.0
 """The host's flow models take sigma times this as the timestep."""
+Predict = Callable[[nn.Module, Tensor, Tensor, ClipBatch, "ReadingLesson | None"], Tensor]
+"""What a family's `predict_flow` is."""
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -61,12 +64,17 @@ class ReadingLesson:
 
 
 def causal_attention(
-    chunk_tokens: int, text_bias: Tensor, copies: int = 1, lesson: ReadingLesson | None = None
+    chunk_tokens: int,
+    text_bias: Tensor,
+    copies: int = 1,
+    lesson: ReadingLesson | None = None,
+    reader: GatedReader | None = None,
 ) -> Callable[..., Tensor]:
     """An attention override: a chunk sees itself and the older chunks of its clip's first copy, and its own prompt only.
 
     `chunk_tokens` tokens make a chunk; the batch holds `copies` of every clip, one after another, the first of them the
     history that all read; `text_bias` is `[B * copies * C, 1, 1, W]`, W words a chunk. A `lesson` listens to the others.
+    A `reader` reads in gated branches; without one a softmax goes over everything.
     """
     words = text_bias.shape[-1]
 
@@ -86,7 +94,10 @@ def causal_attention(
                 if taught and chunk and lesson is not None:
                     lesson.listen(chunk, q_own[chunk][:, 1:], keys[:, 1:])
                 q_flat, k_flat, v_flat = (x.flatten(0, 1) for x in (q_own[chunk], keys, values))
-                parts.append(functional.scaled_dot_product_attention(q_flat, k_flat, v_flat))
+                if reader is None:
+                    parts.append(functional.scaled_dot_product_attention(q_flat, k_flat, v_flat))
+                else:
+                    parts.append(reader.read(chunk, q_flat, k_flat, v_flat))
             return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
         batch = q.shape[0]
         q = _heads(q.reshape(batch * chunks, chunk_tokens, -1), heads)
@@ -98,16 +109,22 @@ def causal_attention(
 
 
 def predict_flow(
-    model: nn.Module, latents: Tensor, sigmas: Tensor, batch: ClipBatch, lesson: ReadingLesson | None = None
+    model: nn.Module,
+    latents: Tensor,
+    sigmas: Tensor,
+    batch: ClipBatch,
+    lesson: ReadingLesson | None = None,
+    reader: GatedReader | None = None,
 ) -> Tensor:
     """The model's flow (noise minus picture) for `latents` `[B * copies, 16, T, h, w]` at `sigmas` `[B * copies, T]`.
 
     Sigmas lie in 0..1. All copies of a clip read the first one's older chunks (teacher forcing, when that one is clean).
+    A `reader` has to listen to the model.
     """
     tokens = batch.chunk_frames * (latents.shape[-2] // 2) * (latents.shape[-1] // 2)
     copies = len(latents) // len(batch.text)
     bias = word_bias(batch.text_mask.repeat_interleave(copies, dim=0)).to(latents)
-    options = {"optimized_attention_override": causal_attention(tokens, bias, copies, lesson)}
+    options = {"optimized_attention_override": causal_attention(tokens, bias, copies, lesson, reader)}
     text = batch.text.repeat_interleave(copies, dim=0).to(latents)
     flow: Tensor = model(latents, sigmas * TRAIN_TIMESTEPS, text, transformer_options=options)
     return flow

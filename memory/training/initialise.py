@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 TRUNK_GAIN = 0.6
 """Gain of every matrix that does not carry text; with 1.0 the prompt is drowned by the trunk."""
+GATE_GAIN = 0.1
+"""Gain of what modulates and gates the layers of a HunyuanVideo; Wan has learned offsets instead."""
 RESIDUAL_GAIN = 0.1
 """Gain of the last convolution of a VAE residual branch, so that a fresh VAE starts close to its skip path."""
 
@@ -20,7 +22,7 @@ def _normal_(weight: Tensor, gain: float, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def initialise_wan(model: nn.Module, generator: torch.Generator) -> None:
+def initialise_wan(model: Any, generator: torch.Generator) -> None:
     """Fill a host `WanModel` in place: text and cross-attention at 1/sqrt(fan-in), the rest at 0.6 of it."""
     for name, parameter in model.named_parameters():
         if name.endswith("modulation"):
@@ -32,20 +34,21 @@ def initialise_wan(model: nn.Module, generator: torch.Generator) -> None:
             parameter.zero_()
         else:
             parameter.fill_(1.0)
-    _pass_noise_through(model, generator)
+    _pass_noise_through(model.patch_embedding.weight, model.head.head.weight, generator, channels_last=True)
 
 
-def _pass_noise_through(model: Any, generator: torch.Generator) -> None:
+def _pass_noise_through(embed: Tensor, head: Tensor, generator: torch.Generator, *, channels_last: bool) -> None:
     """Let a fresh model answer with what it was given: at high noise that is most of the flow it has to predict.
 
-    The embedding is an isometry and the head its transpose; the factor undoes the head's normalisation of unit noise.
+    The embedding `[D, C, 1, p, p]` is an isometry and the head `[p * p * C, D]`, or `[C * p * p, D]`, its transpose; the
+    factor undoes the head's normalisation of unit noise.
     """
-    embed, head = model.patch_embedding.weight, model.head.head.weight  # [D, C, 1, p, p], [p * p * C, D]
     width, numbers = embed.shape[0], embed[0].numel()
     tall = torch.randn(max(width, numbers), min(width, numbers), generator=generator)
     basis = torch.linalg.qr(tall).Q
     embed.copy_((basis if width >= numbers else basis.T).reshape(embed.shape))
-    head.copy_(embed.permute(2, 3, 4, 1, 0).reshape(numbers, width) * math.sqrt(numbers / width))
+    order = (2, 3, 4, 1, 0) if channels_last else (1, 2, 3, 4, 0)
+    head.copy_(embed.permute(order).reshape(numbers, width) * math.sqrt(numbers / width))
 
 
 @torch.no_grad()
@@ -58,6 +61,24 @@ def initialise_vae(vae: nn.Module, generator: torch.Generator) -> None:
             parameter.fill_(1.0)
         else:
             _normal_(parameter, RESIDUAL_GAIN if name.endswith("residual.6.weight") else 1.0, generator)
+
+
+@torch.no_grad()
+def initialise_hunyuan(model: Any, generator: torch.Generator) -> None:
+    """Fill a host `HunyuanVideo` in place: what carries text at 1/sqrt(fan-in), the rest at 0.6 of it.
+
+    What modulates and gates is a tenth as large, so that a fresh model passes on what it was given.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            carries_text = name.startswith(("txt_in", "vector_in")) or ".txt_" in name
+            modulates = "mod" in name or "adaLN" in name
+            _normal_(parameter, GATE_GAIN if modulates else 1.0 if carries_text else TRUNK_GAIN, generator)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            parameter.fill_(1.0)
+    _pass_noise_through(model.img_in.proj.weight, model.final_layer.linear.weight, generator, channels_last=False)
 
 
 SILU_GAIN = 1.68

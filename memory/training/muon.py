@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -33,8 +33,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Steps 2-D parameters; all of one shape are orthogonalised together."""
 
-    def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        """Keep one momentum buffer a matrix."""
+    def __init__(self, matrices: Any, lr: float, momentum: float = 0.95) -> None:
+        """Keep one momentum buffer for each of `matrices`: parameters, or groups of them."""
         super().__init__(matrices, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from ..config import MemoryConfig
 from ..frame_pages import MIN_PAGES_PER_FRAME, FramePages, PageShape, cut_frame
+from ..gates import GateForm
 from ..positions import PositionPolicy
-from ..presets import DECMEM, LONGREEL, OMNIMEM, PRESETS
-from ..prompt_bank import PromptBankConfig
+from ..presets import DECMEM, GATED_PRESETS, LONGREEL, MEMFLOW, OMNIMEM, PRESETS, memflow
+from ..prompt_bank import PromptBankConfig, Scorer
 from .recall import SAMPLING_STEPS
 from .storyworld import HEIGHT, NAMES, WIDTH
 
@@ -27,18 +28,29 @@ BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 """Pages that a group reads."""
 
 
-COMPARISONS = ("memories", "budgets", "ablations")
-"""What `--compare` sets side by side."""
+PINS = "prompt bank, pins"
+"""The shot in which the returning character was seen is pinned, film by film."""
+RELEASED = f"{MEMFLOW}, as released"
+"""A bank that is filled as `released_memflow.py` says."""
+COMPARISONS = ("memories", "budgets", "ablations", "banks")
+"""Memories that `--compare` sets side by side."""
+TRANSITIONS = "transitions"
+"""What it sets side by side as well, in a table of its own."""
 
 
-def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, MemoryConfig]:
-    """The memories by name, for chunks of this many frames. A new policy is one line here."""
+def recall_policies(
+    chunk_frames: int, compare: str = "memories", own: PositionPolicy = PositionPolicy.ABSOLUTE
+) -> dict[str, MemoryConfig]:
+    """The memories by name, for chunks of this many frames; `own` are the positions of the model's family.
+
+    A new policy is one line here.
+    """
     window, trained = WINDOW_CHUNKS * chunk_frames, TRAINED_CHUNKS * chunk_frames
     full = {
         f"full, {positions.value}": MemoryConfig(None, 0, positions, trained)
         for positions in (PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS, PositionPolicy.CLAMPED)
     }
-    sink = MemoryConfig(window, chunk_frames, trained_frames=trained)
+    sink = MemoryConfig(window, chunk_frames, own, trained)
     ours = replace(sink, bank=PRESETS[LONGREEL].bank)
     if compare == "budgets":
         return {
@@ -47,6 +59,8 @@ def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, M
         }
     if compare == "ablations":
         return {REFERENCE: full[REFERENCE], "LongReel": ours, **_ablations(ours)}
+    if compare == "banks":
+        return {REFERENCE: full[REFERENCE], "window + sink": sink, **_banks(sink, chunk_frames)}
     return {
         "window": replace(sink, sink_frames=0),
         "window + sink": sink,
@@ -57,6 +71,11 @@ def recall_policies(chunk_frames: int, compare: str = "memories") -> dict[str, M
         "DecMem": replace(sink, sink_frames=0, bank=PRESETS[DECMEM].bank),
         "prompt bank": replace(sink, prompt_bank=PromptBankConfig()),
     }
+
+
+def gated_name(form: GateForm) -> str:
+    """The row of the memory that is read with gates of this form; the preset's own row is the same without."""
+    return f"{GATED_PRESETS[form]}, gated"
 
 
 def _reading(ours: MemoryConfig, **changes: Any) -> MemoryConfig:
@@ -83,6 +102,25 @@ def _ablations(ours: MemoryConfig) -> dict[str, MemoryConfig]:
     }
 
 
+def _banks(sink: MemoryConfig, chunk_frames: int) -> dict[str, MemoryConfig]:
+    """Banks of 3 chunks beside the same window and sink, without anchors and pins but where their names say so."""
+
+    def bank(**settings: Any) -> MemoryConfig:
+        return replace(sink, prompt_bank=PromptBankConfig(**{"frames": 3 * chunk_frames, **settings}))
+
+    by_model = (Scorer.KEY_KEY, Scorer.ATTENTION_MASS, Scorer.VISUAL_QUERY)
+    return {
+        "prompt bank": bank(),
+        **{scorer.value: bank(scorer=scorer) for scorer in by_model},
+        **{f"{scorer.value}, per layer": bank(scorer=scorer, per_layer=True) for scorer in by_model},
+        "prompt bank, a third read": bank(parts=float(chunk_frames)),
+        MEMFLOW: memflow(sink, chunk_frames=chunk_frames),
+        RELEASED: bank(variety=0.0),
+        "prompt bank, anchors": bank(anchors=True),
+        PINS: bank(pins="shot 1"),
+    }
+
+
 class Cell(NamedTuple):
     """Films of `chunks` chunks whose returning character was seen `distance` chunks before the last one."""
 
@@ -104,8 +142,8 @@ QUICK_CELLS = (Cell(12, 1), Cell(12, 11), Cell(24, 23))
 class RecallBench:
     """How much is measured: `films` a cell, and `drift_films` free-running films of `drift_chunks` chunks.
 
-    A chunk is drawn in `steps`. Of what `compare` sets side by side, `only` names the policies to measure beside the reference;
-    empty takes them all. Raises ValueError for anything that makes no sense.
+    A chunk is drawn in `steps`. Where `policies` are named only these are measured, beside the reference; which of them
+    there are says `compare`. Raises ValueError for anything that makes no sense.
     """
 
     films: int = 96
@@ -116,7 +154,7 @@ class RecallBench:
     characters: int = 5
     seed: int = 0
     compare: str = "memories"
-    only: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
     steps: int = SAMPLING_STEPS
 
     def __post_init__(self) -> None:
@@ -126,7 +164,14 @@ class RecallBench:
             )
         if self.compare not in COMPARISONS:
             raise ValueError(
-                f"The recall bench compares {', '.join(COMPARISONS)}, got {self.compare}. Choose one of them."
+                f"The recall bench compares {', '.join(COMPARISONS)} or {TRANSITIONS}, got {self.compare}. Choose one of them."
+            )
+        known = [*recall_policies(self.chunk_frames, self.compare)]
+        known += map(gated_name, GateForm) if self.compare == COMPARISONS[0] else ()
+        unknown = [name for name in self.policies if name not in known]
+        if unknown:
+            raise ValueError(
+                f"--compare {self.compare} has no policy '{unknown[0]}'. Choose among: {'; '.join(known)}."
             )
         refusal = Geometry(self.chunk_frames).refusal if self.compare == "ablations" else None
         if refusal is not None:
@@ -155,16 +200,15 @@ class RecallBench:
             raise ValueError(f"A chunk needs at least 1 step, got {self.steps}.")
         if self.drift_films < 0:
             raise ValueError(f"The recall bench needs 0 or more films for the drift, got {self.drift_films}.")
-        known = recall_policies(self.chunk_frames, self.compare)
-        for name in self.only:
-            if name not in known:
-                raise ValueError(f"--policy needs one of {'; '.join(known)}, got {name}.")
 
-    @property
-    def policies(self) -> dict[str, MemoryConfig]:
-        """The memories that are measured, by name."""
-        known = recall_policies(self.chunk_frames, self.compare)
-        return {name: config for name, config in known.items() if not self.only or name in (REFERENCE, *self.only)}
+    def measured(self, positions: PositionPolicy = PositionPolicy.ABSOLUTE) -> dict[str, MemoryConfig]:
+        """The memories that are measured, by name; `positions` are those of the model's family."""
+        known = recall_policies(self.chunk_frames, self.compare, positions)
+        return {name: config for name, config in known.items() if self.wants(name)}
+
+    def wants(self, name: str) -> bool:
+        """Whether this memory is measured."""
+        return not self.policies or name in (REFERENCE, *self.policies)
 
 
 FULL = RecallBench()

@@ -1,4 +1,4 @@
-"""Trains the tiny causal Wan: flow matching on noisy chunks that read clean ones, more characters as it goes."""
+"""Trains the tiny causal Wan, or HunyuanVideo: flow matching on noisy chunks that read clean ones, more characters as it goes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .causal import ReadingLesson, predict_flow
+from .causal import Predict, ReadingLesson, predict_flow
 from .clips import ClipBatch, TileCodec, clip_batch
 from .muon import Muon
 from .run_folder import RunFolder, generator_for
@@ -21,6 +21,8 @@ from .storyworld import Film, FilmSettings, random_film
 from .tiny_vae import FIRST_TEST_SEED
 
 FLOW_SHIFT = 5.0
+MATRICES = ("blocks.", "text_embedding.", "double_blocks.", "single_blocks.", "txt_in.", "vector_in.")
+"""Names of what Muon trains, in Wan and in HunyuanVideo."""
 
 
 class Stage(NamedTuple):
@@ -130,7 +132,14 @@ class FlowLoss(NamedTuple):
     reading: Tensor
 
 
-def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: int, device: str) -> FlowLoss:
+def flow_loss(
+    model: nn.Module,
+    batch: ClipBatch,
+    config: TinyTraining,
+    step: int,
+    device: str,
+    predict: Predict = predict_flow,
+) -> FlowLoss:
     """Mean squared error of the flow on the noisy copies; tiles with a character count `character_weight` times."""
     generator = generator_for(config.seed, "noise", step)
     clips, chunks = batch.text_mask.shape[:2]
@@ -142,7 +151,8 @@ def flow_loss(model: nn.Module, batch: ClipBatch, config: TinyTraining, step: in
     latents = latents.to(device)
     level = frames[:, None, :, None, None]
     lesson = ReadingLesson(batch)
-    flow = predict_flow(model, latents * (1 - level) + noise * level, frames, batch, lesson)
+    noised = latents * (1 - level) + noise * level
+    flow = predict(model, noised, frames, batch, lesson)
     noisy = (torch.arange(len(frames), device=device) % copies > 0).float()[:, None, None, None]
     character = batch.mask.to(device).repeat_interleave(copies, dim=0) * noisy  # [B * copies, T, h, w]
     weight = noisy + (config.character_weight - 1) * character
@@ -160,7 +170,7 @@ def _optimisers(model: nn.Module, config: TinyTraining) -> list[torch.optim.Opti
     matrices = [
         p
         for name, p in model.named_parameters()
-        if name.startswith(("blocks.", "text_embedding.")) and name.endswith("weight") and p.ndim == 2
+        if name.startswith(MATRICES) and name.endswith("weight") and p.ndim == 2
     ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
@@ -170,7 +180,8 @@ def _optimisers(model: nn.Module, config: TinyTraining) -> list[torch.optim.Opti
     ]
 
 
-def _rate_factor(config: TinyTraining, step: int) -> float:
+def rate_factor(config: TinyTraining, step: int) -> float:
+    """What the rates of a step are multiplied by: rising over the warm-up, falling over the cool-down."""
     return min(1.0, (step + 1) / config.warm_up, max(0.02, (config.steps - step) / max(1, config.cool_down)))
 
 
@@ -182,10 +193,11 @@ def train_tiny(
     out: Path,
     device: str = "cpu",
     tell: Callable[[dict[str, float]], None] = lambda row: None,
+    predict: Predict = predict_flow,
 ) -> nn.Module:
     """Train `model` (or continue the run in `out`) and return it with averaged weights.
 
-    `modules` and `model` come from `nodes/host/build.py::host_modules`; `tell` gets every line of the log. The same
+    `modules` and `model` come from `nodes/host/build.py::host_modules`, `predict` is the model's family's; `tell` gets every line of the log. The same
     settings give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or
     the run in `out` has other settings; the last checkpoint stays whole.
     """
@@ -205,9 +217,9 @@ def train_tiny(
     with modules.training():
         for step in range(first, config.steps):
             films, chunk_frames = training_films(config, step)
-            loss = flow_loss(model, clip_batch(films, codec, chunk_frames), config, step, device)
+            loss = flow_loss(model, clip_batch(films, codec, chunk_frames), config, step, device, predict)
             for optimiser, rate in zip(optimisers, (config.matrix_rate, config.rate), strict=True):
-                optimiser.param_groups[0]["lr"] = rate * _rate_factor(config, step)
+                optimiser.param_groups[0]["lr"] = rate * rate_factor(config, step)
                 optimiser.zero_grad(set_to_none=True)
             loss.total.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

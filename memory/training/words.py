@@ -11,6 +11,8 @@ from torch import Tensor
 
 TEXT_WIDTH = 4096
 """Width that every Wan text projection expects."""
+POOLED_WIDTH = 768
+"""Width of the one vector that HunyuanVideo takes for a whole prompt."""
 MAX_WORDS = 512
 """Longest prompt that Wan models were trained with."""
 START_WORD = "<start>"
@@ -46,3 +48,8 @@ def embed_words(words: list[str]) -> Tensor:
 def embed_text(text: str) -> Tensor:
     """`text` split into words and embedded: `[1, L, 4096]`, float32."""
     return embed_words(split_words(text))
+
+
+def pooled_words(vectors: Tensor, counts: Tensor) -> Tensor:
+    """One vector `[B, 768]` for each prompt of `[B, L, 4096]`, zero-padded to L from `counts` `[B, 1]` words."""
+    return vectors[..., :POOLED_WIDTH].sum(1) / counts

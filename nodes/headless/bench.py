@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare",
         metavar="WHAT",
         default="memories",
-        help="memories (default), budgets: how much LongReel reads, or ablations: LongReel with one thing changed",
+        help="memories (default), budgets: how much LongReel reads, ablations: LongReel with one thing changed, banks: what a "
+        "prompt brings back, or transitions: how fast a new prompt shows",
     )
     recall.add_argument(
         "--policy",
@@ -40,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="only this memory, and the one that all are compared with; may be given several times",
     )
+    recall.add_argument(
+        "--drift-films", type=int, help="free-running films (default: 12; 1 with --quick), 0 measures no drift"
+    )
     recall.add_argument("--steps", type=int, default=4, help="steps in which a chunk is drawn (default: 4)")
-    recall.add_argument("--drift-films", type=int, help="films that a memory makes all by itself (default: 12)")
     recall.add_argument(
         "--cell",
         action="append",

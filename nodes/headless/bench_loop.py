@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from ...kernels.bench.measure import source_commit
 from ...memory.chunks import Chunk, Plan, plan_frames
-from ...memory.config import MemoryConfig
+from ...memory.config import BankConfig, MemoryConfig
 from ...memory.prompt_bank import PromptBankConfig
 from ...memory.rollout import FinishedChunk
+from ...memory.trace_lines import told_reads
 from ..host.attach import attach_memory
 from ..host.build import TinyWanSpec, build_tiny_wan
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.guider import FilmGuider
+from .bench_trace import TraceCost, measure_trace
 from .machine import machine
 
 SIGMAS = (1.0, 0.9375, 0.8333, 0.625, 0.0)
@@ -62,6 +65,7 @@ class LoopResult:
     chunk_seconds: list[float]
     bank_seconds: list[float]
     equal_seconds: list[float]
+    trace: TraceCost
 
     @property
     def ratio(self) -> float:
@@ -90,6 +94,7 @@ class LoopResult:
             "ratio": self.ratio,
             "late_over_early": self.late_over_early,
             "bank_over_window": self.bank_over_window,
+            "trace": self.trace.to_dict(),
         }
 
     def table(self) -> str:
@@ -108,6 +113,7 @@ class LoopResult:
         rows.append(
             ("a chunk of one step, 3 frames brought back by the prompt", f"{bank:.3f}", f"{self.bank_over_window:.3f}")
         )
+        rows += self.trace.rows()
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         return "\n".join([*lines, f"same film to {self.error:.1e}; {self.machine}"])
 
@@ -139,12 +145,15 @@ def measure_loop(bench: LoopBench, host_version: str) -> LoopResult:
             chunks = _chunk_seconds(remembering[side], BANK_CHUNKS)
             steady[side].append(statistics.median(chunks[BANK_STEADY:]))
     facts = {**machine(host_version), "commit": source_commit()}
-    return LoopResult(bench, facts, *seconds, error, chunk_seconds, *steady)
+    searching = attach_memory(model, SEARCHING)
+    trace = measure_trace(bench.runs, lambda tallied: _chunk_seconds(searching, BANK_CHUNKS, tallied), BANK_STEADY)
+    return LoopResult(bench, facts, *seconds, error, chunk_seconds, *steady, trace)
 
 
 LONGLIVE = MemoryConfig(window_frames=9, sink_frames=3)
 # Both read 12 older frames.
 WITH_BANK = replace(LONGLIVE, prompt_bank=PromptBankConfig(frames=3))
+SEARCHING = MemoryConfig(window_frames=9, sink_frames=3, bank=BankConfig())
 WITHOUT_BANK = MemoryConfig(window_frames=12, sink_frames=3)
 BANK_CHUNKS, BANK_STEADY = 16, 8
 MAX_ERROR = 1e-4  # float32 rounding through a rollout
@@ -199,6 +208,7 @@ def _our_film(
     plan: Plan,
     sigmas: tuple[float, ...] = SIGMAS,
     on_chunk: Callable[[FinishedChunk], None] = lambda done: None,
+    tallied: bool = False,
 ) -> Tensor:
     chunks: list[Tensor] = []
 
@@ -218,6 +228,7 @@ def _our_film(
         start=None,
         load=lambda index: None,
         finished=finished,
+        tallied=tallied,
     )
     guider = FilmGuider(model, [_prompt()], _prompt(), 1.0)
     template = torch.zeros(1, CHANNELS, CHUNK_FRAMES, *LATENT_SIZE)
@@ -225,16 +236,18 @@ def _our_film(
     return torch.cat(chunks, dim=2).cpu()
 
 
-def _chunk_seconds(remembering: ModelPatcher, chunks: int) -> list[float]:
-    """Seconds of each chunk of a film, one step a chunk."""
+def _chunk_seconds(remembering: ModelPatcher, chunks: int, tallied: bool = False) -> list[float]:
+    """Seconds of each chunk of a film, one step a chunk; with `tallied` what it reads is counted and written down."""
     ticks = [time.perf_counter()]
 
     def tick(done: FinishedChunk) -> None:
+        if done.bank_reads is not None:
+            json.dumps(told_reads(done.bank_reads))
         _wait()
         ticks.append(time.perf_counter())
 
     if chunks:
-        _our_film(remembering, plan_frames(chunks * CHUNK_FRAMES, CHUNK_FRAMES), ONE_STEP, tick)
+        _our_film(remembering, plan_frames(chunks * CHUNK_FRAMES, CHUNK_FRAMES), ONE_STEP, tick, tallied)
     return [after - before for before, after in pairwise(ticks)]
 
 

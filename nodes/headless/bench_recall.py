@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,21 +17,34 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...memory.chunks import Plan, plan_chunks
+from ...memory.config import MemoryConfig
+from ...memory.gates import GateForm
+from ...memory.presets import GATED_PRESETS
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
 from ...memory.training.linear_codec import drop_silent_branches
 from ...memory.training.recall import SAMPLING_STEPS, recall_film, sampling_levels, swapped_name
-from ...memory.training.recall_policies import Cell, RecallBench
+from ...memory.training.recall_policies import FULL, PINS, Cell, RecallBench, gated_name, recall_policies
 from ...memory.training.recall_samples import Drift, Sample, Samples
 from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_of
 from ...memory.training.storyworld import Film, Look, Shot, render_shot
 from ...memory.training.tiny_vae import FIRST_TEST_SEED
-from ..host.attach import attach_memory
-from ..host.build import build_tiny_vae, build_tiny_wan, read_shards, shipped_weights
+from ...memory.training.words import pooled_words
+from ..host.attach import adapter_for, attach_memory
+from ..host.build import (
+    build_tiny_vae,
+    build_tiny_wan,
+    gated_weights,
+    read_shards,
+    shipped_weights,
+)
+from ..host.build_hunyuan import build_tiny_hunyuan
 from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
+from ..host.gates import brought_gates, use_gates
 from ..host.guider import FilmGuider
 from ..host.keys import SESSION
+from .bench_released import watcher
 
 LATENT_CHANNELS, LATENT_SIZE = 16, (12, 16)
 DRIFT_POINTS = 12
@@ -53,6 +66,7 @@ class ProbeSampler(comfy.samplers.Sampler):
     other_shots: tuple[int, ...]
     drawn: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
+    ended: float = 0.0
 
     def sample(
         self,
@@ -80,6 +94,7 @@ class ProbeSampler(comfy.samplers.Sampler):
             if shot == own:
                 self.seconds = _now() - started
         guider.shot = own
+        self.ended = _now()
         return self.drawn[0]
 
 
@@ -99,14 +114,41 @@ class Drawn:
     peak_bytes: int
 
 
+class GatedModel:
+    """The tiny model as it was trained with gates of a form."""
+
+    def __init__(self, form: GateForm, folder: Path | None) -> None:
+        """Load what ships, or what `longreel train tiny --gates` wrote into `folder`."""
+        weights = gated_weights(form, folder)
+        assert weights is not None
+        self.name, self.preset = gated_name(form), GATED_PRESETS[form]
+        self.fingerprint = weights_fingerprint(weights)
+        self._model = build_tiny_wan(causal=True, weights=weights)
+
+    def remembering(self, config: MemoryConfig) -> ModelPatcher:
+        """The model with this memory, read in gated branches."""
+        model = attach_memory(self._model, config)
+        use_gates(model, brought_gates(self._model))
+        return model
+
+
+def has_gates(form: GateForm, folder: Path | None) -> bool:
+    """Whether gates of this form ship, or are in `folder`."""
+    return gated_weights(form, folder) is not None
+
+
 class TinyModel:
-    """The tiny model, its VAE and its text encoder, in the host."""
+    """The tiny model, its VAE, its text encoder and its sisters with gates, in the host."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """Load what ships, or the model in `folder` as `longreel train tiny` writes it; ValueError without one."""
-        wan, vae = load_weights(folder, "wan"), load_weights(folder, "vae")
-        self.fingerprint = weights_fingerprint(wan, vae)
-        self.model = build_tiny_wan(causal=True, weights=wan)
+        vae = load_weights(folder, "vae")
+        hunyuan = {} if folder is None else read_shards(folder, "hunyuan")
+        network = hunyuan or load_weights(folder, "wan")
+        self.fingerprint = weights_fingerprint(network, vae)
+        self.model = build_tiny_hunyuan(weights=network) if hunyuan else build_tiny_wan(causal=True, weights=network)
+        self.positions = adapter_for(self.model).positions
+        self.gated = tuple(GatedModel(form, folder) for form in GateForm if has_gates(form, folder))
         self.vae = build_tiny_vae(weights=vae)
         drop_silent_branches(self.vae.first_stage_model)  # else films would cost more to encode than to draw
         self.clip = build_demo_clip()
@@ -116,7 +158,9 @@ class TinyModel:
     def prompt(self, text: str) -> Any:
         """The text as a CONDITIONING."""
         if text not in self._prompts:
-            self._prompts[text] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            ((words, extras),) = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            pooled = pooled_words(words, torch.tensor([[words.shape[1]]]))  # HunyuanVideo reads it, Wan does not
+            self._prompts[text] = [[words, {**extras, "pooled_output": pooled}]]
         return self._prompts[text]
 
     def encode(self, film: Film) -> Tensor:
@@ -150,13 +194,16 @@ class TinyModel:
         noise: Noise,
         other_shots: tuple[int, ...] = (),
         steps: int = SAMPLING_STEPS,
+        cast: tuple[frozenset[str], ...] = (),
+        watch: Callable[[FinishedChunk, RunSession], None] = lambda done, session: None,
     ) -> Drawn:
         """Run the film loop: chunks that `history` `[1, 16, T, 12, 16]` holds are remembered, the others are drawn.
 
-        `prompts` are those of the shots, then those of `other_shots`, which only look at what the last chunk looks at.
+        `prompts` are those of the shots, then those of `other_shots`, which only look at what the last chunk looks at, and
+        `cast` who is in them. `watch` sees the session after each chunk.
         """
         chunks: list[FinishedChunk] = []
-        peak_bytes = 0
+        peak_bytes, commit_seconds = 0, 0.0
 
         def load(index: int) -> Tensor | None:
             frames = plan.chunks[index].frames
@@ -165,9 +212,10 @@ class TinyModel:
             return history[:, :, frames.start : frames.stop]
 
         def finished(chunk: FinishedChunk, guider: FilmGuider) -> None:
-            nonlocal peak_bytes
-            peak_bytes = guider.peak_bytes
+            nonlocal peak_bytes, commit_seconds
+            peak_bytes, commit_seconds = guider.peak_bytes, _now() - probe.ended
             chunks.append(chunk)
+            watch(chunk, guider.model_options["transformer_options"][SESSION])
 
         probe = ProbeSampler(comfy.samplers.ksampler(SAMPLER), other_shots)
         sampler = FilmSampler(
@@ -179,21 +227,23 @@ class TinyModel:
             start=None,
             load=load,
             finished=finished,
+            cast=cast,
         )
         conditionings = [self.prompt(prompt) for prompt in prompts]
         guider = FilmGuider(remembering, conditionings, conditionings[0], 1.0)
         template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *LATENT_SIZE)
         guider.sample(template, template, sampler, torch.tensor(sampling_levels(steps)), disable_pbar=True, seed=0)
-        return Drawn(chunks, probe.drawn, probe.seconds + chunks[-1].commit_seconds, peak_bytes)
+        return Drawn(chunks, probe.drawn, probe.seconds + commit_seconds, peak_bytes)
 
 
 def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
-    """The weights of a part in `folder`, or those that ship; a folder without a VAE goes with the one that ships.
+    """The weights of a part in `folder`, or those that ship.
 
-    Raises ValueError where there are none.
+    A folder without a VAE goes with the one that ships, one that has gates alone with the model that ships. Raises ValueError
+    where there are none.
     """
     weights = {} if folder is None else read_shards(folder, part)
-    if not weights and (folder is None or part == "vae"):
+    if not weights and (folder is None or part == "vae" or any(has_gates(form, folder) for form in GateForm)):
         weights = shipped_weights(part) or {}
     if not weights:
         place = "memory/weights" if folder is None else str(folder)
@@ -219,7 +269,10 @@ class RecallRun:
 
     def __init__(self, bench: RecallBench, model: TinyModel, samples: Samples) -> None:
         self.bench, self.model, self.samples = bench, model, samples
-        self.remembering = {name: attach_memory(model.model, config) for name, config in bench.policies.items()}
+        self.policies = bench.measured(model.positions)
+        self.gated = {gated.name: gated for gated in gated_models(bench, model) if bench.wants(gated.name)}
+        presets = recall_policies(bench.chunk_frames, bench.compare, model.positions)
+        self.policies |= {name: presets[gated.preset] for name, gated in self.gated.items()}
 
     def run(self, tell: Callable[[int], None]) -> None:
         """Measure what is not there yet; `tell` gets the number of films that are done."""
@@ -234,11 +287,20 @@ class RecallRun:
         seed = FIRST_TEST_SEED + FILMS_PER_SEED * self.bench.seed + index
         return recall_film(seed, cell.chunks, self.bench.chunk_frames, self.bench.characters, cell.distance)
 
+    def _remembering(self, name: str, cell: Cell) -> ModelPatcher:
+        config = self.policies[name]
+        if name in self.gated:
+            return self.gated[name].remembering(config)
+        if name == PINS and config.prompt_bank is not None:
+            pinned = replace(config.prompt_bank, pins=f"shot {cell.chunks - cell.distance}")
+            config = replace(config, prompt_bank=pinned)
+        return attach_memory(self.model.model, config)
+
     def _noise(self, index: int, chunks: int) -> SeededNoise:
         return SeededNoise((FILMS_PER_SEED * self.bench.seed + index,) * chunks)
 
     def _measure_cell(self, cell: Cell, index: int) -> None:
-        missing = [name for name in self.remembering if (name, *cell, index) not in self.samples.samples]
+        missing = [name for name in self.policies if (name, *cell, index) not in self.samples.samples]
         if not missing:
             return
         size = self.bench.chunk_frames
@@ -251,9 +313,12 @@ class RecallRun:
         plan = plan_chunks([1] * cell.chunks, size)
         prompts = [shot.prompt for shot in (*film.shots, swapped.shots[-1], foreign.shots[-1])]
         others = (cell.chunks, cell.chunks + 1)
+        cast = tuple(frozenset({shot.name}) for shot in (*film.shots, swapped.shots[-1], foreign.shots[-1]))
         for name in missing:
-            noise = self._noise(index, cell.chunks)
-            drawn = self.model.draw(self.remembering[name], plan, prompts, history, noise, others, self.bench.steps)
+            noise, watch = self._noise(index, cell.chunks), watcher(name, plan)
+            drawn = self.model.draw(
+                self._remembering(name, cell), plan, prompts, history, noise, others, self.bench.steps, cast, watch
+            )
             ends = torch.cat([torch.cat([history[:, :, -1:].to(probe), probe], dim=2) for probe in drawn.probes])
             own, other_name, other_film = self.model.last_pictures(ends)
             self.samples.add(
@@ -275,15 +340,18 @@ class RecallRun:
 
     def _measure_drift(self, index: int) -> None:
         chunks = self.bench.drift_chunks
-        missing = [name for name in self.remembering if (name, index) not in self.samples.drifts]
-        film = self._film(index, Cell(chunks, chunks - 1))
+        missing = [name for name in self.policies if (name, index) not in self.samples.drifts]
+        cell = Cell(chunks, chunks - 1)
+        film = self._film(index, cell)
         judged = tuple(range(chunks - 1, 0, -max(1, chunks // DRIFT_POINTS)))[::-1]
         shots = [film.shots[chunk] for chunk in judged]
         scenes = [scene_of(shot, film.looks[shot.name]) for shot in shots] if missing else []
         prompts = [shot.prompt for shot in film.shots]
         plan, noise = plan_chunks([1] * chunks, self.bench.chunk_frames), self._noise(index, chunks)
         for name in missing:
-            drawn = self.model.draw(self.remembering[name], plan, prompts, None, noise, steps=self.bench.steps)
+            cast = tuple(frozenset({shot.name}) for shot in film.shots)
+            remembering, watch = self._remembering(name, cell), watcher(name, plan)
+            drawn = self.model.draw(remembering, plan, prompts, None, noise, (), self.bench.steps, cast, watch)
             made = torch.cat([chunk.latents for chunk in drawn.chunks], dim=2)
             ends = torch.cat([made[:, :, stop - 2 : stop] for stop in (plan.chunks[at].frames.stop for at in judged)])
             pictures = self.model.last_pictures(ends)
@@ -291,8 +359,17 @@ class RecallRun:
             self.samples.add(Drift(name, index, judged, tuple(background)))
 
 
+def gated_models(bench: RecallBench, model: TinyModel) -> tuple[GatedModel, ...]:
+    """The models with gates whose rows stand beside those of the memories."""
+    return model.gated if bench.compare == FULL.compare else ()
+
+
 def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
-    """Whatever changes a measured number, as JSON; how many films and which cells do not."""
+    """Whatever changes a measured number, as JSON; how many films, which cells and which policies of these do not."""
+    presets = recall_policies(bench.chunk_frames, bench.compare, model.positions)
+    policies = {name: config.described() for name, config in presets.items()}
+    for gated in gated_models(bench, model):
+        policies[gated.name] = {**policies[gated.preset], "gates": gated.fingerprint}
     return {
         "weights": model.fingerprint,
         "chunk_frames": bench.chunk_frames,
@@ -301,5 +378,5 @@ def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
         "seed": bench.seed,
         "sampler": SAMPLER,
         "levels": sampling_levels(bench.steps),
-        "policies": {name: config.described() for name, config in bench.policies.items()},
+        "policies": policies,
     }

@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ...memory.trace import TraceError
 from ...memory.whole_file import ProjectError
-from . import bench, demo, render, serve, show_host, train
+from . import bench, demo, inspect_command, render, serve, show_host, train
 from .embedded import HostError
 from .render import INTERRUPTED_EXIT
 from .workflow import WorkflowError
 
-COMMANDS = (show_host, serve, render, demo, bench, train)
+COMMANDS = (show_host, serve, render, demo, inspect_command, bench, train)
 """One module a command: its name is NAME, and it has `add_arguments(parser)` and `run(args) -> int`."""
 
 INSTALL = (
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
-    except (HostError, WorkflowError, ProjectError) as error:
+    except (HostError, WorkflowError, ProjectError, TraceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:

@@ -41,7 +41,7 @@ A film of {seconds:.1f} s in {shots} shots, made by real ComfyUI, with memory an
   film            {film / "film.mp4"}
   without memory  {other / "film.mp4"}   the same, but it sees the newest frames only
   contact sheet   {sheet}
-  trace           {film / "trace.jsonl"}   what each chunk read from memory
+  trace           {film / "trace.jsonl"}   what each chunk read: longreel inspect shows it
 
 Open the contact sheet first: one row a shot, left with memory, right without. Who comes back should look the same.
 Change it:  longreel render "{pack_folder() / "workflows" / WORKFLOW}" --set {SAMPLER}.seed=2 --set {SAMPLER}.project=mine""")

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...kernels.bench.measure import source_commit
 from ...memory.training.recall_plot import draw_recall
-from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, Cell, Geometry, RecallBench
+from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, TRANSITIONS, Cell, Geometry, RecallBench
 from ...memory.training.recall_report import RecallReport
 from ...memory.training.recall_samples import Samples
 from ...memory.whole_file import ProjectError, whole_file
@@ -30,7 +30,7 @@ ROOM = 32 * 1024 * 1024
 def measure(args: argparse.Namespace) -> int:
     """Run the benchmark; the exit code. WorkflowError for anything that the user can put right."""
     try:
-        return _measure(args)
+        return _measure_transitions(args) if args.compare == TRANSITIONS else _measure(args)
     except (ValueError, ProjectError) as error:
         raise WorkflowError(str(error)) from error
 
@@ -72,18 +72,45 @@ def _measure(args: argparse.Namespace) -> int:
     return INTERRUPTED_EXIT
 
 
+def _measure_transitions(args: argparse.Namespace) -> int:
+    """How soon a new prompt shows; one table, written at the end."""
+    base = QUICK if args.quick else FULL
+    films = base.films if args.films is None else args.films
+    bench = dataclasses.replace(base, films=films, chunk_frames=args.chunk_frames, seed=args.seed)
+    if args.json is not None:
+        _check_target(args.json)
+    set_logging(verbose=False)
+    host = boot_host(args.device)
+    from .bench_recall import TinyModel
+    from .bench_transitions import measure_transitions, transition_rows, transition_table
+    from .machine import machine
+
+    model = TinyModel(args.weights)
+    progress = _Progress(bench.films)
+    switches = measure_transitions(model, bench.films, bench.chunk_frames, bench.seed, progress.tell)
+    rows = transition_rows(switches)
+    print(transition_table(rows, bench.chunk_frames))
+    if args.json is not None:
+        facts = {"weights": model.fingerprint, "commit": source_commit(), "machine": machine(host.version)}
+        told = {**facts, "chunk_frames": bench.chunk_frames, "seed": bench.seed, "rows": rows}
+        with whole_file(args.json) as part:
+            part.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        print(f"rows  {args.json}", file=sys.stderr)
+    return 0
+
+
 def _recall_bench(args: argparse.Namespace) -> RecallBench:
     """What the arguments ask for; ValueError where it makes no sense."""
     bench = QUICK if args.quick else FULL
     chosen: dict[str, Any] = {"chunk_frames": args.chunk_frames, "characters": args.characters, "seed": args.seed}
-    chosen |= {"only": tuple(args.policy or ()), "steps": args.steps}
     if args.compare != bench.compare:
         chosen |= {"compare": args.compare, "cells": bench.cells if args.quick else LONG_CELLS}
     if args.cell:
         chosen["cells"] = tuple(_cell(text) for text in args.cell)
     films = bench.films if args.films is None else args.films
-    drift_films = min(films, bench.drift_films) if args.drift_films is None else args.drift_films
-    return dataclasses.replace(bench, films=films, drift_films=drift_films, **chosen)
+    drift = bench.drift_films if args.drift_films is None else args.drift_films
+    chosen |= {"policies": tuple(args.policy or ()), "steps": args.steps}
+    return dataclasses.replace(bench, films=films, drift_films=min(films, drift), **chosen)
 
 
 def _cell(text: str) -> Cell:
@@ -127,10 +154,10 @@ def _recall_header(
         if getattr(args, name) is not None:
             given.append(f"--{name} {getattr(args, name).name}")
     given += [f"--cell {text}" for text in args.cell or ()]
+    given += [f"--policy '{name}'" for name in bench.policies]
+    given += [f"--drift-films {args.drift_films}"] if args.drift_films is not None else []
     given += [f"--compare {bench.compare}"] if bench.compare != FULL.compare else []
-    given += [f'--policy "{name}"' for name in bench.only]
     given += [f"--steps {bench.steps}"] if bench.steps != FULL.steps else []
-    given += [] if args.drift_films is None else [f"--drift-films {bench.drift_films}"]
     given += [f"--chunk-frames {bench.chunk_frames}", f"--characters {bench.characters}", f"--seed {bench.seed}"]
     return {
         "command": f"longreel bench recall {' '.join(given)}",

@@ -21,7 +21,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...memory.encoded_history import History
+from ...memory.gates import GateForm, find_gates, gate_keys
 from ...memory.training.initialise import initialise_vae, initialise_wan
+from .gates import bring_gates
+from .wan import time_channels
 from .wan_history import with_history
 
 HEAD_SIZE = 128
@@ -67,6 +70,7 @@ class HostModules(NamedTuple):
     latent_mean: Tensor  # [1, 16, 1, 1, 1]
     latent_std: Tensor  # [1, 16, 1, 1, 1]
     training: Callable[[], Any]
+    time_channels: Callable[[int], int]
     with_history: Callable[[Any, History, dict[str, Any]], dict[str, Any]]
 
 
@@ -117,10 +121,12 @@ def _training() -> Iterator[None]:
 def host_modules() -> HostModules:
     """Host classes at tiny size with seeded weights, the Wan latent statistics and the host's training switch."""
     latents = comfy.latent_formats.Wan21()
-    return HostModules(_new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training, with_history)
+    return HostModules(
+        _new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training, time_channels, with_history
+    )
 
 
-def read_shards(folder: Path, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
+def read_shards(folder: Path, part: str) -> dict[str, Tensor]:
     """The weights in all files `tiny_<part>*.safetensors` of a folder; empty where there are none."""
     weights: dict[str, Tensor] = {}
     for shard in sorted(folder.glob(f"tiny_{part}*.safetensors")):
@@ -133,6 +139,17 @@ def shipped_weights(part: Literal["wan", "vae"]) -> dict[str, Tensor] | None:
     return read_shards(WEIGHTS_FOLDER, part) or None
 
 
+def gated_weights(form: GateForm, folder: Path | None = None) -> dict[str, Tensor] | None:
+    """The tiny Wan with gates that ships, or None; with a folder the one there, over a Wan there or else the shipped one.
+
+    The files `tiny_gates_<form>*.safetensors` hold what is other than in the model that gates were trained for.
+    """
+    folder = folder or WEIGHTS_FOLDER
+    trained = read_shards(folder, f"gates_{form.value}")
+    base = read_shards(folder, "wan") or shipped_weights("wan")
+    return {**base, **trained} if trained and base else None
+
+
 def build_tiny_wan(
     spec: TinyWanSpec | None = None,
     causal: bool = False,
@@ -142,9 +159,13 @@ def build_tiny_wan(
     """A tiny Wan text-to-video model, detected and loaded by the host itself.
 
     `causal` writes the metadata by which the host picks its causal class (flow shift 5 instead of 8).
-    `weights` (a Wan state dict of any tiny shape) replaces the seeded random weights of `spec`.
+    `weights` (a Wan state dict of any tiny shape) replaces the seeded random weights of `spec`; gates among them come
+    with the model. Raises ValueError for weights that are no Wan and for broken gates.
     """
     state = dict(weights) if weights is not None else _new_wan(spec or TinyWanSpec()).state_dict()
+    gates = find_gates(state)
+    for key in gate_keys(list(state)):
+        del state[key]
     metadata = CAUSAL_METADATA if causal else None
     model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype}, metadata=metadata)
     if model is None:
@@ -152,6 +173,8 @@ def build_tiny_wan(
             f"The host did not recognise these weights as a Wan model: needed Wan 2.1 keys such as 'head.modulation', "
             f"got {len(state)} other tensors. Give the weights as `longreel train tiny` writes them."
         )
+    if gates is not None:
+        bring_gates(model, gates)
     return model
 
 

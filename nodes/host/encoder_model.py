@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ...memory.chunks import PICTURES_PER_FRAME
-from ...memory.encoded_history import EncodedHistory, HistoryConfig, most_tokens
+from ...memory.encoded_history import EncodedHistory, HistoryConfig, HistorySession, most_tokens
 from ...memory.encoder import MemoryEncoder
 from ...memory.encoder_file import read_encoder
 from ...memory.encoder_spec import PATCH, EncoderSpec, LowBranch
@@ -128,22 +128,6 @@ def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VA
         clone.remove_wrappers_with_key(kind, PACK)
         clone.add_wrapper_with_key(kind, PACK, wrapper)
     return clone
-
-
-@dataclass(slots=True)
-class HistorySession:
-    """State of one run: the history, the most tokens that it reads at once, and the tokens of a frame being made."""
-
-    history: EncodedHistory
-    tokens: int
-    frame_tokens: int
-    dtype: torch.dtype
-    host_bytes: int = 0
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes on the card: tokens are kept in pieces and joined once for the frames being made."""
-        return 2 * self.tokens * self.history.spec.width * self.dtype.itemsize
 
 
 class _HistoryOfRun:

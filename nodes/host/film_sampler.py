@@ -14,6 +14,7 @@ from torch import Tensor
 from ...memory.chunks import Chunk, Plan, chunk_seed
 from ...memory.encoded_history import EncodedHistory
 from ...memory.encoded_rollout import encoded_rollout
+from ...memory.film_moments import NO_MARKS, Marks
 from ...memory.rollout import FinishedChunk, Rollout
 from ...memory.session import RunSession
 from ...memory.transitions import Reach
@@ -58,8 +59,9 @@ class FilmSampler(comfy.samplers.Sampler):
     `inner` is a SAMPLER that denoises a chunk, or None for the few-step form of causal checkpoints: predict clean frames,
     add fresh noise at the next level. `load` gives the latents of a chunk that an earlier run made, or None. `start` is a
     LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None. `cast` are the characters of each shot,
-    `reaches` how far back it may look. `prompts` names another prompt of the guider than the shot's own, by the first frame
-    of a chunk and its shot.
+    `marks` the storyboard's pins and vetoes, `reaches` how far back it may look. `prompts` names another prompt of the
+    guider than the shot's own, by the first frame of a chunk and its shot. `tallied` counts what is read of the bank, for a
+    trace.
     """
 
     plan: Plan
@@ -72,8 +74,10 @@ class FilmSampler(comfy.samplers.Sampler):
     finished: Callable[[FinishedChunk, FilmGuider], None]
     cast: tuple[frozenset[str], ...] = ()
     fps: float = 16.0
+    marks: Marks = NO_MARKS
     reaches: tuple[Reach, ...] = ()
     prompts: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    tallied: bool = False
 
     def sample(
         self,
@@ -149,8 +153,10 @@ class ChunkSteps:
         self._guider.commit(latents, self._extra_args["model_options"])
 
     def _enter(self, shot: int) -> None:
-        if shot != self._guider.shot and self._session is not None:
-            self._session.forget_text()
+        if self._session is not None:
+            if shot != self._guider.shot:
+                self._session.forget_text()
+            self._session.prompt = shot
         self._guider.shot = shot
 
     def _draw(self, chunk: Chunk, step: int) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from .keys import SETTINGS
+
 SAMPLE_VALUES = 64
 SAMPLE_TENSORS = 16
 DEPTH = 8
@@ -43,7 +45,8 @@ def model_fingerprint(patcher: ModelPatcher) -> str:
     """Hash of a model's classes, of samples of its weights, and of the LoRAs, patches and wrappers on it.
 
     Weights are taken as they were loaded, so the hash does not depend on whether a LoRA is merged at the moment.
-    How far functions and objects can be told apart stands at `described`.
+    How far functions and objects can be told apart stands at `described`. What memory is to do is left out: a film tells it
+    itself.
     """
     digest = hashlib.sha256(type(patcher.model).__name__.encode())
     weights = _original_weights(patcher)
@@ -54,7 +57,10 @@ def model_fingerprint(patcher: ModelPatcher) -> str:
     for key in sorted(patcher.patches):
         digest.update(key.encode())
         _add_patches(digest, patcher.patches[key])
-    digest.update(described([patcher.object_patches, patcher.wrappers, patcher.model_options]).encode())
+    options = {**patcher.model_options["transformer_options"]}
+    options.pop(SETTINGS, None)
+    rest = {**patcher.model_options, "transformer_options": options}
+    digest.update(described([patcher.object_patches, patcher.wrappers, rest]).encode())
     return digest.hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import comfy.sampler_helpers
 import comfy.samplers
@@ -11,24 +11,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import Tensor
 
+from ...memory.encoded_history import HistorySession
+from ...memory.session import RunSession
 from .keys import HISTORY, SESSION
 
 NEGATIVE = "negative"
 AROUND_THE_MODEL = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-
-
-class HoldsBytes(Protocol):
-    """What a run remembers by, whichever kind it is."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes on the card, at most."""
-        ...
-
-    @property
-    def host_bytes(self) -> int:
-        """Bytes in RAM or in files, at most."""
-        ...
 
 
 class FilmGuider(comfy.samplers.CFGGuider):
@@ -54,6 +42,16 @@ class FilmGuider(comfy.samplers.CFGGuider):
         return [self.original_conds[key][0]["cross_attn"][0] for key in shots]
 
     @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(int(cond["cross_attn"].shape[1]) for conds in self.original_conds.values() for cond in conds)
+
+    @property
+    def masked_prompt(self) -> bool:
+        """Whether a prompt says of some of its tokens that they are not to be read."""
+        return any(cond.get("attention_mask") is not None for conds in self.original_conds.values() for cond in conds)
+
+    @property
     def text_tokens(self) -> int:
         """Length of the longest prompt, or 0 where a hook or another pack may change prompts from step to step."""
         conds = [cond for conds in self.original_conds.values() for cond in conds]
@@ -64,7 +62,7 @@ class FilmGuider(comfy.samplers.CFGGuider):
         wrapped = [get_all_wrappers(kind, options, is_model_options=True) for kind in AROUND_THE_MODEL]
         if changing or any(wrapped) or any("hooks" in cond for cond in conds):
             return 0
-        return max(int(cond["cross_attn"].shape[1]) for cond in conds)
+        return self.longest_prompt
 
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
@@ -83,20 +81,21 @@ class FilmGuider(comfy.samplers.CFGGuider):
         return out
 
     @property
+    def session(self) -> RunSession | HistorySession:
+        """The run under way, remembered as keys and values or through an encoder."""
+        options = self.model_options["transformer_options"]
+        session: RunSession | HistorySession = options[HISTORY] if HISTORY in options else options[SESSION]
+        return session
+
+    @property
     def peak_bytes(self) -> int:
         """Bytes of the memory of the run, on the card."""
-        return self._session.peak_bytes
+        return self.session.peak_bytes
 
     @property
     def host_bytes(self) -> int:
         """Bytes of the memory of the run in RAM or in files."""
-        return self._session.host_bytes
-
-    @property
-    def _session(self) -> HoldsBytes:
-        options = self.model_options["transformer_options"]
-        session: HoldsBytes = options[HISTORY] if HISTORY in options else options[SESSION]
-        return session
+        return self.session.host_bytes
 
     def reload(self) -> None:
         """Bring the model back onto its device, patched as before, after another model may have pushed it off."""

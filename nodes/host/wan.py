@@ -20,7 +20,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...memory.config import KVSpec
-from ...memory.session import LayerCall, Phase, Rope, RunSession
+from ...memory.positions import PositionPolicy
+from ...memory.session import LayerCall, Phase, RunSession
+from .adapter import PromptNeeds
+from .attention import chunk_rope, compute_dtype, streams_of
 from .keys import SESSION
 
 SUPPORTED_MODELS = (comfy.model_base.WAN21, comfy.model_base.WAN21_CausalAR, comfy.model_base.WAN22)
@@ -44,7 +47,7 @@ class WanAttention:
             return self.original(x, freqs, kv_cache=kv_cache, transformer_options=options)
         if session is None:
             return self.original(x, freqs, transformer_options=options)
-        streams = _streams(session, options, x.shape[0])
+        streams = streams_of(session, options, x.shape[0])
         if session.idle:
             return self.original(x, freqs, transformer_options=options)
         return self._attend(x, freqs, session, streams, options)
@@ -68,7 +71,8 @@ class WanAttention:
             return out
 
         v = module.v(x).view(shape)
-        call = LayerCall(self.layer, streams, q, k, v, q_timeless, k_timeless, host_attention)
+        gates = None if session.gates is None else session.gates.values(self.layer, x)
+        call = LayerCall(self.layer, streams, q, k, v, q_timeless, k_timeless, host_attention, gates)
         out = session.attend(call)
         if isinstance(module, comfy.ldm.wan.model.WanSelfAttention):
             for patch in options.get("patches", {}).get("attn1_patch", ()):
@@ -101,31 +105,11 @@ class WanTextAttention:
             (self.layer, *ids), lambda: (module.norm_k(module.k(context)), module.v(context))
         )  # [B, L, H x D]
         q = module.norm_q(module.q(x))
+        if session.hears and 0 in (streams := streams_of(session, options, x.shape[0])):
+            row, heads = streams.index(0), (module.num_heads, module.head_dim)
+            session.hear(self.layer, q[row].unflatten(-1, heads), k[row].unflatten(-1, heads))
         out: Tensor = module.o(optimized_attention(q, k, v, heads=module.num_heads, transformer_options=options))
         return out
-
-
-def chunk_rope(session: RunSession, freqs: Tensor) -> Rope:
-    """Rotary tables of the session's chunk, made once for all layers that are handed the same `freqs`."""
-    if session.rope is not None and session.rope.source is freqs:
-        return session.rope
-    rotation = session.memory.current_rotation  # [T, pairs, 2, 2]
-    assert rotation is not None
-    tokens = len(rotation) * session.memory.spec.frame_tokens
-    if freqs.shape[1] != tokens:
-        raise ValueError(
-            f"Memory needs a chunk of {tokens} tokens, got {freqs.shape[1]}: reference or context latents cannot be "
-            "combined with memory. Remove the node that adds them to the conditioning."
-        )
-    pairs = rotation.shape[1]
-    absolute = freqs.clone().unflatten(1, (len(rotation), -1))  # [1, T, L / T, 1, D / 2, 2, 2]
-    absolute[..., :pairs, :, :] = rotation[None, :, None, None].to(freqs.dtype)
-    timeless = None
-    if session.phase is Phase.COMMIT or session.selects:
-        timeless = freqs.clone()
-        timeless[..., :pairs, :, :] = torch.eye(2, dtype=freqs.dtype, device=freqs.device)
-    session.rope = Rope(freqs, absolute.flatten(1, 2), timeless)
-    return session.rope
 
 
 def time_channels(head_dim: int) -> int:
@@ -133,24 +117,13 @@ def time_channels(head_dim: int) -> int:
     return head_dim - 4 * (head_dim // 6)
 
 
-def _streams(session: RunSession, options: dict[str, Any], batch: int) -> tuple[int, ...]:
-    roles = tuple(options.get("cond_or_uncond", (0,)))
-    if len(roles) != batch:
-        raise ValueError(f"Memory needs one film at a time, got a batch of {batch} for {len(roles)} conditionings.")
-    kept = session.memory.streams
-    if max(roles) >= kept:
-        raise ValueError(
-            f"Memory needs a history for each prompt, got {max(roles) + 1} prompts at once where it keeps {kept}. When a "
-            "node such as CFG Override turns guidance on in the middle, set cfg of the Chunked AR Sampler above 1 and let "
-            "that node turn it down; otherwise remove the node that adds prompts from the model's wire."
-        )
-    return roles
-
-
 class WanAdapter:
     """Wan 2.1 text-to-video (plain and causal) and Wan 2.2 5B."""
 
     name = "Wan text-to-video"
+    positions = PositionPolicy.ABSOLUTE
+    joins_text = False
+    no_vae: str | None = None
 
     def refusal(self, model: ModelPatcher) -> str | None:
         """Why this is not a Wan text-to-video model that memory was tested with, or None."""
@@ -176,14 +149,38 @@ class WanAdapter:
             columns=-(-width // SPATIAL_PATCH),
             time_channels=time_channels(head_dim),
             theta=float(network.rope_embedder.theta),
-            # Not get_dtype_inference(): the clone's own compute dtype is on the model only once it is loaded.
-            dtype=model.get_model_object("manual_cast_dtype") or model.model.get_dtype(),
+            dtype=compute_dtype(model),
             device=model.load_device,
         )
 
-    def text_width(self, model: ModelPatcher) -> int:
-        """Numbers a word: 4096, from the UMT5 encoder."""
-        return int(model.get_model_object("diffusion_model").text_dim)
+    def prompts(self, model: ModelPatcher) -> PromptNeeds:
+        """Words of 4096 numbers, from the UMT5 encoder."""
+        width = int(model.get_model_object("diffusion_model").text_dim)
+        return PromptNeeds(width, pooled_width=0, remedy="Load umt5_xxl with type 'wan' in Load CLIP")
+
+    def time_scale(self, model: ModelPatcher) -> float:
+        """What the user's rope options say."""
+        rope_options = model.model_options["transformer_options"].get("rope_options") or {}
+        return float(rope_options.get("scale_t", 1.0))
+
+    def text_refusal(self, model: ModelPatcher) -> str | None:
+        """Which layer's cross-attention is not ours to listen to, or None."""
+        for layer in range(len(model.get_model_object("diffusion_model").blocks)):
+            place = f"diffusion_model.blocks.{layer}.cross_attn.forward"
+            if not isinstance(model.object_patches.get(place), WanTextAttention):
+                return f"another node on the model's wire holds {place}. Remove that node"
+        return None
+
+    @torch.inference_mode()
+    def text_keys(self, network: Any, prompt: Tensor) -> Tensor:
+        """Mean keys `[layers, H, D]` of the words of a prompt `[W, C]`, as each layer's cross-attention makes them."""
+        context = network.text_embedding(prompt[None])
+        keys = []
+        for block in network.blocks:
+            module = block.cross_attn
+            k = module.norm_k(module.k(context))[0].mean(dim=0, dtype=torch.float32)
+            keys.append(k.unflatten(-1, (module.num_heads, module.head_dim)))
+        return torch.stack(keys)
 
     def attach(self, model: ModelPatcher) -> None:
         """Patch every layer of this clone; ValueError when another pack holds a layer's attention."""

@@ -77,6 +77,9 @@ def test_a_chunk_costs_its_passes_and_in_ours_the_upkeep_of_the_bank(bench: Kern
         assert chunk == pytest.approx(5 * 4 * layer, rel=upkeep)
         assert chunk is not None
         assert (chunk > 5 * 4 * layer * 1.0001) == bool(upkeep)
+    counting = times["a chunk of 4 steps: counting what is read"]
+    assert counting == pytest.approx(4 * 4 * times["a step: counting what is read"])
+    assert times["layer: LongReel, counted for its trace"] is not None
 
 
 def test_a_part_that_is_wrong_gets_no_time() -> None:

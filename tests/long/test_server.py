@@ -59,8 +59,7 @@ def test_a_prompt_leaves_a_film_that_opens(server: Server, record_property: Reco
     start = time.monotonic()
     ended = server.render(tiny_prompt(SHORT, "opens"))
     record_property("seconds of a film of 4 chunks, models loaded anew", round(time.monotonic() - start, 1))
-    (shown,) = ended["outputs"].values()
-    (film,) = shown["images"]
+    (film,) = next(shown["images"] for shown in ended["outputs"].values() if "images" in shown)
     assert film["type"] == "output"
     with av.open(server.output / film["subfolder"] / film["filename"]) as video:
         stream = video.streams.video[0]

@@ -206,8 +206,9 @@ def test_looking_back_less_far_keeps_fewer_frames() -> None:
     assert near.store.capacity_frames < 30
 
 
-def test_the_announced_bytes_with_a_bank_are_the_bytes_that_are_taken() -> None:
-    memory = KVMemory(spec(), MemoryConfig(6, 2, bank=BankConfig(shortlist=20)), 2, 3, 60)
+@pytest.mark.parametrize("tallied", [False, True])
+def test_the_announced_bytes_with_a_bank_are_the_bytes_that_are_taken(tallied: bool) -> None:
+    memory = KVMemory(spec(), MemoryConfig(6, 2, bank=BankConfig(shortlist=20)), 2, 3, 60, tallied=tallied)
     memory.allocate()
     assert bytes_of(tensors_of(memory)) == memory.peak_bytes + memory.host_bytes
 
@@ -215,7 +216,8 @@ def test_the_announced_bytes_with_a_bank_are_the_bytes_that_are_taken() -> None:
 def test_the_bytes_on_the_card_do_not_grow_with_the_film() -> None:
     """Wan 1.3B at 832x480."""
     wan = KVSpec(30, 12, 128, 30, 52, 44, 10_000.0, torch.bfloat16, torch.device("meta"))
-    memories = [KVMemory(wan, MemoryConfig(9, 3, bank=BankConfig()), 1, 3, frames) for frames in (240, 2400, 14_400)]
+    config = MemoryConfig(9, 3, bank=BankConfig())
+    memories = [KVMemory(wan, config, 1, 3, frames, tallied=True) for frames in (240, 2400, 14_400)]
     assert len({memory.peak_bytes for memory in memories}) == 1
     assert memories[0].host_bytes < memories[1].host_bytes < memories[2].host_bytes
 

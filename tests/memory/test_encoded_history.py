@@ -70,6 +70,7 @@ def test_no_film_reads_more_than_was_reckoned_and_all_of_it_lies_in_the_past(
         made.append(piece)
         made.begin()
         assert made.read_frames == tuple(range(max(0, end - window), end))
+        assert made.remembered == min(end, max(longest or end, window))
         if made.current is not None:
             assert made.current.tokens.shape[1] == len(made.current.positions)
             assert len(made.current.positions) <= most_tokens(made.spec, config, frames, HEIGHT, WIDTH)

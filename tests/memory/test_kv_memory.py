@@ -15,6 +15,7 @@ from longreel.memory.config import KVSpec, MemoryConfig
 from longreel.memory.frame_pages import PageShape, cut_frame
 from longreel.memory.kv_memory import KVMemory
 from longreel.memory.positions import PositionPolicy
+from longreel.memory.prompt_bank import PromptBankConfig, Scorer, Wish
 
 ROWS, COLUMNS, HEADS, HEAD_DIM, TIME_CHANNELS, THETA = 3, 7, 2, 12, 4, 10_000.0
 TOKENS = ROWS * COLUMNS
@@ -74,7 +75,9 @@ def test_everything_committed_is_read_once_at_its_time(chunk: int, film: int, po
         assert k.shape[0] == (start + len(frames)) * TOKENS
         assert not k.isnan().any()
         assert not v.isnan().any()
-        expected = torch.cat([turned(keys(p.frame), p.time) for p in memory._places if p is not None] or [k[:0]])
+        expected = torch.cat(
+            [turned(keys(p.frame), p.time) for p in memory._places.get(0, ()) if p is not None] or [k[:0]]
+        )
         if start:
             assert relative_error(k[: start * TOKENS], expected) < FORWARD_ERROR
         assert memory.read_frames == tuple(range(start))
@@ -92,6 +95,55 @@ def test_sink_and_window_are_read_and_nothing_else(chunk: int, sink: int, extra:
         memory.begin(range(frames.stop, frames.stop + chunk))
         older = range(frames.stop)
         assert memory.read_frames == tuple(f for f in older if f < sink or f >= frames.stop - extra)
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.integers(0, 4),
+    st.sets(st.integers(0, 17), max_size=3),
+    st.sets(st.integers(0, 17), max_size=6),
+    st.none() | st.integers(1, 4),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_each_layer_reads_what_it_chose_pins_always_vetoes_never_and_room_never_runs_out(
+    chunk: int,
+    sink: int,
+    extra: int,
+    pinned: set[int],
+    vetoed: set[int],
+    bank: int | None,
+    per_layer: bool,
+    seed: int,
+) -> None:
+    film = 18
+    listening = None if bank is None else PromptBankConfig(frames=bank, scorer=Scorer.KEY_KEY, per_layer=per_layer)
+    config = MemoryConfig(window_frames=chunk + extra, sink_frames=sink, prompt_bank=listening)
+    memory = KVMemory(spec(), config, 1, chunk, film, frozenset(pinned - vetoed))
+    with nan_memory():
+        memory.allocate()
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, film, chunk):
+        frames, older = range(start, start + chunk), set(range(start))
+        evidence = torch.rand(2 if per_layer else 1, film, 1, generator=generator)
+        memory.begin(frames, Wish(evidence, range(film), frozenset(pinned - vetoed), frozenset(vetoed)))
+        always = {frame for frame in older if frame < sink or frame >= start - extra} - vetoed
+        always |= (pinned - vetoed) & older
+        free = sorted(older - always - vetoed)
+        assert set(memory.read_frames) == always | {f for f in memory.brought if memory.brought[f].why != "pin"}
+        for layer in range(2):
+            places = memory._places[layer if bank is not None and per_layer else 0]
+            k, _ = read(memory, frames, layer=layer)
+            present = [place for place in places if place is not None]
+            expected = torch.cat([turned(keys(p.frame, 0, layer), p.time) for p in present] or [k[:0]])
+            assert torch.allclose(k[: len(expected)], expected, atol=FORWARD_ERROR)
+            assert len(k) == len(expected) + chunk * TOKENS
+            chosen = {p.frame for p in present}
+            assert len(chosen) == len(present) == len(always) + min(bank or 0, len(free)) <= memory.read_capacity
+            assert always <= chosen <= always | set(free)
+        commit(memory, frames)
+        memory.table.check()
 
 
 def test_the_bytes_of_sink_and_window_do_not_grow_with_the_film() -> None:

@@ -47,7 +47,7 @@ def short(value: object) -> str:
 
 
 def test_the_example_of_the_documentation_is_read_as_it_says() -> None:
-    example = "\n".join(line for line in str(storyboard_parser.__doc__).splitlines()[2:12])
+    example = "\n".join(line for line in str(storyboard_parser.__doc__).splitlines()[2:14])
     film = parse_storyboard(example)
     assert [(s.start_seconds, s.seconds, s.seed, str(s.transition)) for s in film.shots] == [
         (0.0, 5.0, None, "keep"),
@@ -56,8 +56,9 @@ def test_the_example_of_the_documentation_is_read_as_it_says() -> None:
         (77.5, 4.0, 7, "blend 1s"),
     ]
     assert [s.characters for s in film.shots] == [("anna",), ("ben", "anna"), (), ("anna",)]
-    assert [s.line for s in film.shots] == [6, 8, 9, 10]
+    assert [s.line for s in film.shots] == [8, 10, 11, 12]
     assert film.style == "watercolour, soft light"
+    assert (film.pins, film.vetoes) == ("2.5s", "shot 2, 30s-34s")
     assert film.shots[0].text == "@anna walks through the village. A text may go on over several lines."
 
 
@@ -123,6 +124,12 @@ def test_line_ends_tabs_marks_and_letter_case_do_not_matter() -> None:
     assert plain.shots[0].transition == Transition("cut clean")
 
 
+def test_lines_of_pins_and_vetoes_add_up_wherever_they_stand() -> None:
+    film = parse_storyboard("pin: 1s\n[5s] a cat\nVeto : shot 2\nwalks; pin: 9s\n[5s] a dog\n pin: 2s-3s, 7s;\nveto:")
+    assert (film.pins, film.vetoes) == ("1s, 2s-3s, 7s", "shot 2")
+    assert [shot.text for shot in film.shots] == ["a cat walks; pin: 9s", "a dog"]
+
+
 def test_times_are_exact_over_thousands_of_shots() -> None:
     film = parse_storyboard("\n".join(f"[{i / 10:.1f}s-{(i + 1) / 10:.1f}s] a" for i in range(3000)))
     assert film.shots[-1].start_seconds == 299.9
@@ -176,6 +183,9 @@ ERRORS = [
     ("@anna: \n[5s] a", 1, 7, "what @anna looks like", "nothing"),
     ("style:\n[5s] a", 1, 7, "the style", "nothing"),
     ("style: ink\nstyle: oil\n[5s] a", 2, 8, "one style; line 1", "'oil'"),
+    ("pin: 1s, soon\n[5s] a", 1, 10, "a time, two times or a shot", "'soon'"),
+    ("[5s] a\n veto:  4s-2s", 2, 9, "the earlier one first", "'4s-2s'"),
+    ("PIN: shot 1, shot 3\n[5s] a\n[5s] b", 1, 14, "shot 1 to shot 2", "'shot 3'"),
 ]
 
 
@@ -208,6 +218,8 @@ JSON_ERRORS = [
     ('{"longreel_storyboard": 1, "shots": ["a"], "fps": 8}', "JSON", "only characters", "'fps'"),
     ('{"longreel_storyboard": 1, "shots": ["a"], "style": 3}', "style", "as text", "'3'"),
     ('{"longreel_storyboard": 1, "shots": ["a"], "characters": {}}', "characters", "a list", "a group of 0"),
+    ('{"longreel_storyboard": 1, "shots": ["a"], "pins": "1s, x"}', "pins", "a time, two times or a shot", "'x'"),
+    ('{"longreel_storyboard": 1, "shots": ["a"], "vetoes": ["1s"]}', "vetoes", "moments as text", "a list of 1"),
     ('{"prompts": []}', "prompts", "at least one shot", "a list of 0"),
     ('{"prompts": "a"}', "prompts", "a list", "'\"a\"'"),
     ('{"prompts": ["a", ""]}', "prompts[1].text", "the text", "nothing"),
@@ -295,7 +307,15 @@ shots = st.builds(
     transitions,
 ).filter(lambda shot: {m.name for m in find_mentions(shot.text)} <= {"anna", "Zoë"})
 cast = st.builds(lambda a, z: [Character("anna", a), Character("zoë", z)], plain_words, plain_words)
-storyboards = st.builds(make_storyboard, st.lists(shots, min_size=1, max_size=5), cast, st.just("") | plain_words)
+moments = st.sampled_from(["", "1s", "shot 1, 2.5s-1:05"])
+storyboards = st.builds(
+    make_storyboard,
+    st.lists(shots, min_size=1, max_size=5),
+    cast,
+    st.just("") | plain_words,
+    moments,
+    moments,
+)
 
 
 @given(storyboards)

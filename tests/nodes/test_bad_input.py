@@ -9,26 +9,27 @@ from typing import Any
 
 import comfy.context_windows
 import comfy.hooks
-import comfy.ldm.hunyuan_video.model
 import comfy.model_management
-import comfy.ops
 import comfy.samplers
 import comfy.sd
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from film import film_on_disk, planned, prompt
+from hunyuan_variants import load_hunyuan_variant
 from wan_variants import SPEC, VARIANTS, load_variant, load_wan, other_wan_models, patches
 
 from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.positions import PositionPolicy
 from longreel.memory.project import ProjectError
+from longreel.memory.prompt_bank import PromptBankConfig
 from longreel.nodes.chunk_sampler import ChunkedARSampler
 from longreel.nodes.film import Film
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
 from longreel.nodes.host.demo_text import build_demo_clip
 from longreel.nodes.host.film_sampler import FilmSampler
+from longreel.nodes.prompt_bank import PromptRetrievedMemoryBank
 from longreel.nodes.storyboard import StoryboardNode
 
 Change = Callable[[Film], Film]
@@ -71,34 +72,6 @@ def refuse(film: Film, root: Path, error: type[Exception], *words: str) -> None:
 # Models
 
 
-def hunyuan_video() -> ModelPatcher:
-    network = comfy.ldm.hunyuan_video.model.HunyuanVideo(
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=768,
-        context_in_dim=64,
-        hidden_size=128,
-        mlp_ratio=4.0,
-        num_heads=1,
-        depth=1,
-        depth_single_blocks=1,
-        axes_dim=[16, 56, 56],
-        theta=256,
-        patch_size=[1, 2, 2],
-        qkv_bias=True,
-        guidance_embed=False,
-        byt5=False,
-        meanflow=False,
-        use_cond_type_embedding=False,
-        vision_in_dim=None,
-        meanflow_sum=False,
-        device="cpu",
-        dtype=torch.float32,
-        operations=comfy.ops.disable_weight_init,
-    )
-    return comfy.sd.load_diffusion_model_state_dict(network.state_dict(), model_options={"dtype": torch.float32})
-
-
 def refuse_model(film: Film, root: Path, other: ModelPatcher, named: str) -> None:
     refuse(dataclasses.replace(film, model=other), root, ValueError, named, "Load a Wan text-to-video checkpoint")
     with pytest.raises(ValueError, match=named):
@@ -111,7 +84,7 @@ def test_a_wan_variant_that_memory_does_not_know_is_refused_by_name(film: Film, 
 
 
 OTHER_MODELS: dict[str, tuple[Callable[[], ModelPatcher], str]] = {
-    "another family": (hunyuan_video, "HunyuanVideo"),
+    "another family": (lambda: load_hunyuan_variant("HunyuanVideo15"), "HunyuanVideo15"),
     "an image as channels": (lambda: load_wan(patches("patch_embedding", 36)), "type t2v, 36 input channels"),
     "control as channels": (lambda: load_wan(patches("patch_embedding", 32)), "type t2v, 32 input channels"),
 }
@@ -124,8 +97,10 @@ def test_a_model_of_another_kind_is_refused_by_name(film: Film, untouched: Path,
 
 
 def test_a_model_of_another_family_is_named_before_all_that_follows_from_it(film: Film, untouched: Path) -> None:
-    wrong = dataclasses.replace(film, model=hunyuan_video(), width=70, sigmas=torch.tensor([14.6, 0.0]))
-    refuse(wrong, untouched, ValueError, "HunyuanVideo", "Load a Wan text-to-video checkpoint")
+    wrong = dataclasses.replace(
+        film, model=load_hunyuan_variant("HunyuanVideo15"), width=70, sigmas=torch.tensor([14.6, 0.0])
+    )
+    refuse(wrong, untouched, ValueError, "HunyuanVideo15", "Load a Wan text-to-video checkpoint")
 
 
 @pytest.mark.parametrize("place", ["blocks.0.self_attn.forward", "blocks.0.self_attn", "blocks.0"])
@@ -203,6 +178,24 @@ BAD_FILMS: dict[str, tuple[Change, tuple[str, ...]]] = {
             remembering(window_frames=4096)(film)
         ),
         ("GiB, but the device has", "window + sink"),
+    ),
+    "a bank larger than the device": (
+        lambda film: changed(width=16_384, height=16_384, storyboard=planned("pin: 1s\n[60s] a beach"))(
+            remembering(window_frames=3, prompt_bank=PromptBankConfig(frames=256))(film)
+        ),
+        (
+            "GiB, but the device has",
+            "the 'bank' of the Prompt-Retrieved Memory Bank down",
+            "the 1 pinned latent frames",
+        ),
+    ),
+    "a pin behind the film": (
+        changed(storyboard=planned("pin: 9s\n[1.5s] a beach")),
+        ("'pin' of the Storyboard: '9s' lies behind the film", "Choose an earlier time"),
+    ),
+    "a moment pinned and vetoed": (
+        changed(storyboard=planned("pin: 1s\nveto: shot 1\n[1.5s] a beach")),
+        ("pinned and vetoed", "Take them out of one list"),
     ),
     "a memory larger than RAM and disk": (
         lambda film: changed(width=16_384, height=16_384, storyboard=planned("[600s] a beach"))(
@@ -310,10 +303,13 @@ def test_a_storyboard_that_cannot_be_planned_is_refused_before_text_is_encoded(
 def test_a_mistake_in_a_text_or_a_project_name_is_told_when_the_workflow_is_queued() -> None:
     assert "more than 0s" in str(StoryboardNode.validate_inputs(text="[0s] a beach"))
     assert StoryboardNode.validate_inputs(text="[5s] a beach") is True
+    assert "'soon' needs to be a time" in str(PromptRetrievedMemoryBank.validate_inputs(pin="1s, soon", veto="shot 2"))
+    assert PromptRetrievedMemoryBank.validate_inputs(pin="1s, shot 3", veto="") is True
     assert "it contains /" in str(ChunkedARSampler.validate_inputs(project="../x"))
     assert ChunkedARSampler.validate_inputs(project="film") is True
 
 
 def test_linked_inputs_are_not_checked_when_the_workflow_is_queued() -> None:
     assert StoryboardNode.validate_inputs() is True
+    assert PromptRetrievedMemoryBank.validate_inputs() is True
     assert ChunkedARSampler.validate_inputs() is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from wan_variants import build_tiny_wan22
 from longreel.memory.config import MemoryConfig
 from longreel.memory.encoded_history import HistoryConfig
 from longreel.memory.encoder_spec import EncoderSpec, LowBranch, Modulation, Rate
+from longreel.memory.inspection import WINDOW
 from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
 from longreel.nodes.host.encoder_model import LoadedEncoder, fits
+from longreel.nodes.memory_inspector import MemoryInspector
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,10 @@ def test_a_film_on_disk_goes_on_with_the_same_bits_and_says_what_it_read(
     model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
 ) -> None:
     whole = film(model, loaded(), vae=build_tiny_vae()).make(tmp_path / "whole")
-    _, events = read_trace(whole.trace)
+    header, events = read_trace(whole.trace)
+    assert header["memory"] == "window of 3 frames, and the whole film through a memory encoder 2x2x2"
     assert [event["read_frames"] for event in events] == [[], [0, 1, 2], [3, 4, 5]]
+    assert [event["remembered"] for event in events] == [3, 6, 9]
     assert whole.video is not None
 
     def stop(text: str) -> None:
@@ -57,6 +62,24 @@ def test_a_film_on_disk_goes_on_with_the_same_bits_and_says_what_it_read(
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         interrupted.make(tmp_path / "resumed", stop)
     assert torch.equal(interrupted.make(tmp_path / "resumed").latents, whole.latents)
+
+
+def test_the_memory_inspector_shows_the_window_and_says_that_an_encoder_tells_the_rest(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    made = film(model, loaded()).make(tmp_path, said.append)
+    image, text = MemoryInspector.execute(made.trace, 0, 0, 640, 480).args
+    inspection = json.loads(text)
+    assert image.shape == (1, 480, 640, 3)
+    assert "memory encoder" in inspection["memory"]
+    assert [[read[:2] for read in chunk["reads"]] for chunk in inspection["chunks"]] == [
+        [],
+        [[frame, WINDOW] for frame in (0, 1, 2)],
+        [[frame, WINDOW] for frame in (3, 4, 5)],
+    ]
+    assert (made.folder / "thumbs").is_dir()
+    assert "9 frames remembered, looks back 0.8 s" in said[-1]
 
 
 def test_whatever_changes_the_memory_is_another_setting(
@@ -114,6 +137,14 @@ def test_two_memories_at_once_are_refused(
 ) -> None:
     remembering = attach_memory(model, MemoryConfig())
     refuse(film(remembering, loaded()), tmp_path / "films", "takes the place of Sparse KV Memory", "Remove these nodes")
+
+
+def test_a_pin_or_a_veto_is_refused(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    board = planned("[0.75s] a beach\n[0.75s] a town\npin: 0.5s")
+    pinned = film_on_disk(model, board, encoder=loaded())
+    refuse(pinned, tmp_path / "films", "neither pinned nor vetoed", "out of the storyboard")
 
 
 def test_an_encoder_of_pictures_asks_for_the_vae(

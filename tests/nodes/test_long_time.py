@@ -16,8 +16,9 @@ from longreel.memory.kv_memory import KVMemory
 from longreel.memory.positions import PositionPolicy
 from longreel.memory.session import Phase, RunSession
 from longreel.nodes.host.attach import adapter_for
+from longreel.nodes.host.attention import chunk_rope
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan, host_modules
-from longreel.nodes.host.wan import chunk_rope, time_channels
+from longreel.nodes.host.wan import time_channels
 
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=3)
 HEAD_SIZE = 128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from longreel.nodes.tiny_storyboard_model import TinyStoryboardModel
@@ -17,12 +18,17 @@ def test_the_node_gives_a_causal_model_a_clip_and_a_vae_that_fit_each_other(host
 
 
 def test_the_same_weights_can_be_had_as_an_ordinary_model(host: object) -> None:
-    causal, ordinary = (TinyStoryboardModel.execute(causal).args[0] for causal in (True, False))
+    causal, ordinary = (TinyStoryboardModel.execute(causal=causal).args[0] for causal in (True, False))
     assert type(ordinary.model).__name__ == "WAN21"
     weights = causal.model.diffusion_model.state_dict()
     assert all(
         torch.equal(weights[name], tensor) for name, tensor in ordinary.model.diffusion_model.state_dict().items()
     )
+
+
+def test_an_ordinary_model_with_gates_is_refused(host: object) -> None:
+    with pytest.raises(ValueError, match="trained for DecMem is causal"):
+        TinyStoryboardModel.execute("DecMem", causal=False)
 
 
 def test_every_output_of_the_node_is_explained() -> None:

@@ -46,11 +46,13 @@ def test_a_cut_drops_the_window_and_keeps_sink_and_bank(model: ModelPatcher, tmp
     assert first["transition"] == "cut"
     assert first["brought_frames"] == [4, 5]
     assert first["read_frames"] == [0, 4, 5]
+    assert first["excluded"] == {"cut": [[9, 11]]}
 
 
 def test_a_clean_cut_closes_the_bank_too(model: ModelPatcher, tmp_path: Path) -> None:
     told = events(film(model, "cut clean"), tmp_path)
     assert told[4]["read_frames"] == [0]
+    assert told[4]["excluded"] == {"cut": [[1, 11]]}
     assert told[5]["read_frames"] == [0, 12, 13, 14]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 
@@ -21,7 +22,9 @@ def test_both_loops_make_the_same_film_and_the_table_says_how_long_they_took(hos
     assert len(result.chunk_seconds) == TINY.long_chunks
     assert min(*result.our_seconds, *result.host_seconds, *result.chunk_seconds) > 0
     assert result.late_over_early is None  # no chunk 200 in a film this short
+    assert min(*result.trace.counted_seconds, *result.trace.plain_seconds, *result.trace.wan_milliseconds) > 0
     table = result.table()
+    assert f"traced | {statistics.median(result.trace.counted_seconds):.3f} | {result.trace.ratio:.3f}" in table
     assert f"{result.ratio:.3f}" in table
     assert host.version in table
     assert json.loads(json.dumps(result.to_dict()))["bench"]["width"] == TINY.width

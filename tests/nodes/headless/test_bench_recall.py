@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,28 @@ import pytest
 import torch
 from numerics import FORWARD_ERROR, ROLLOUT_ERROR, STREAMED_PICTURE_ERROR, relative_error
 from torch import Tensor
+from training_side import TrainingNoise, draw_last_chunk, training_batch, training_network
 
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import MemoryConfig
+from longreel.memory.gates import GateForm, fresh_gates
 from longreel.memory.positions import PositionPolicy
-from longreel.memory.training.causal import predict_flow
-from longreel.memory.training.clips import ClipBatch, text_batch
+from longreel.memory.training.clips import ClipBatch
 from longreel.memory.training.export import save_weights
+from longreel.memory.training.joined import predict_joined_flow
 from longreel.memory.training.recall import recall_film, sampling_levels, swapped_name
-from longreel.memory.training.recall_policies import Cell, RecallBench, recall_policies
+from longreel.memory.training.recall_policies import PINS, RELEASED, Cell, RecallBench, recall_policies
+from longreel.memory.training.recall_samples import Samples
 from longreel.memory.training.recall_scores import last_truth
 from longreel.memory.training.storyworld import Film, first_rgb_frame, render_film
 from longreel.nodes.headless import recall_command
-from longreel.nodes.headless.bench_recall import TinyModel, load_weights
+from longreel.nodes.headless.bench_recall import RecallRun, TinyModel, bench_settings, load_weights
+from longreel.nodes.headless.bench_transitions import Switch
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 from longreel.nodes.host.attach import attach_memory
-from longreel.nodes.host.build import TinyWanSpec, host_modules
+from longreel.nodes.host.build import TinyWanSpec, host_modules, read_shards
+from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
 
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=5)
 SMALLEST = RecallBench(films=2, cells=(Cell(5, 4),), drift_films=1, drift_chunks=5, characters=4)
@@ -47,47 +53,34 @@ def model(folder: Path) -> TinyModel:
     return TinyModel(folder)
 
 
-def training_network(weights: dict[str, Tensor]) -> torch.nn.Module:
-    """The plain host model that training uses, with these weights."""
-    network = host_modules().new_wan(SPEC)
-    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    return network
-
-
-def training_batch(film: Film, latents: Tensor, chunk_frames: int) -> ClipBatch:
-    """A film with these latents as training hands it to the model."""
-    text, text_mask = text_batch([[shot.prompt for shot in film.shots]])
-    return ClipBatch(latents.clone(), torch.zeros(1), text, text_mask, torch.zeros(1), chunk_frames)
-
-
 @torch.no_grad()
-def draw_last_chunk(network: torch.nn.Module, batch: ClipBatch, seed: int) -> Tensor:
-    """The last chunk of each clip under the training attention, which reads the clean chunks before it, in Euler steps."""
-    latents, size = batch.latents.clone(), batch.chunk_frames
+def draw_last_joined_chunk(network: torch.nn.Module, batch: ClipBatch, seed: int) -> Tensor:
+    """What `draw_last_chunk` draws, of HunyuanVideo: the clip goes in clean, and once more with the last chunk in the making."""
+    size = batch.chunk_frames
+    latents = batch.latents.repeat(2, 1, 1, 1, 1)
     generator = torch.Generator().manual_seed(seed)
-    latents[:, :, -size:] = torch.randn(latents[:, :, -size:].shape, generator=generator)
-    sigmas = torch.zeros(latents.shape[0], latents.shape[2])
-    with host_modules().training():
-        for level, lower in pairwise(sampling_levels()):
-            sigmas[:, -size:] = level
-            flow = predict_flow(network, latents, sigmas, batch)[:, :, -size:]
-            latents[:, :, -size:] += (lower - level) * flow
-    return latents[:, :, -size:]
+    latents[1:, :, -size:] = torch.randn(latents[1:, :, -size:].shape, generator=generator)
+    sigmas = torch.zeros(2, latents.shape[2])
+    for level, lower in pairwise(sampling_levels()):
+        sigmas[1:, -size:] = level
+        flow = predict_joined_flow(network, latents, sigmas, batch)[1:, :, -size:]
+        latents[1:, :, -size:] += (lower - level) * flow
+    return latents[1:, :, -size:]
 
 
-class TrainingNoise:
-    """The noise of `draw_last_chunk`."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def __call__(self, chunk: Any, step: int, shape: Any) -> Tensor:
-        """Drawn from the seed alone."""
-        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(self._seed))
-
-    def seed(self, chunk: Any, label: str) -> int:
-        """Euler draws nothing."""
-        return self._seed
+def test_the_product_draws_the_chunk_that_training_draws_with_hunyuan_video(tmp_path: Path, host: Host) -> None:
+    spec = TinyHunyuanSpec(width=128, double_layers=1, single_layers=1, guidance=False, seed=5)
+    save_weights(new_hunyuan(spec).state_dict(), tmp_path, "hunyuan")
+    model, network = TinyModel(tmp_path), new_hunyuan(spec)
+    assert model.positions is PositionPolicy.ANCHORED
+    network.load_state_dict({name: tensor.float() for name, tensor in read_shards(tmp_path, "hunyuan").items()})
+    film = recall_film(3, 5, 1, 4, 4)
+    latents = model.encode(film)
+    batch = training_batch(film, latents, 1)
+    remembering = attach_memory(model.model, MemoryConfig(None, 0, model.positions))
+    prompts = [shot.prompt for shot in film.shots]
+    drawn = model.draw(remembering, plan_chunks([1] * 5, 1), prompts, latents[:, :, :-1], TrainingNoise(11))
+    assert relative_error(drawn.probes[0], draw_last_joined_chunk(network, batch, seed=11)) < ROLLOUT_ERROR
 
 
 @pytest.mark.parametrize("chunk_frames", [1, 3])
@@ -97,7 +90,7 @@ def test_the_product_draws_the_chunk_that_training_draws(
 ) -> None:
     film = recall_film(3, 5, chunk_frames, 4, 4)
     latents = model.encode(film)
-    network = training_network(load_weights(folder, "wan"))
+    network = training_network(SPEC, load_weights(folder, "wan"))
     swapped, size = swapped_name(film), chunk_frames
     prompts = [shot.prompt for shot in (*film.shots, swapped.shots[-1])]
     remembering = attach_memory(model.model, MemoryConfig(None, 0, positions))
@@ -107,6 +100,34 @@ def test_the_product_draws_the_chunk_that_training_draws(
         expected = draw_last_chunk(network, training_batch(named, latents, size), seed=11)
         assert relative_error(made, expected) < ROLLOUT_ERROR
     assert relative_error(drawn.probes[0], drawn.probes[1]) > ROLLOUT_ERROR
+
+
+def test_gates_of_a_model_are_rows_of_their_own_beside_those_without(folder: Path, tmp_path: Path) -> None:
+    for shard in folder.glob("tiny_wan*"):
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    for form in GateForm:
+        gates = fresh_gates(form, SPEC.layers, SPEC.heads, SPEC.width, torch.Generator().manual_seed(1))
+        save_weights(gates.named(), tmp_path, f"gates_{form.value}")
+    model, plain = TinyModel(tmp_path), TinyModel(folder)
+    samples = Samples(None, bench_settings(SMALLEST, model), "commit")
+    one_film = replace(SMALLEST, drift_films=0)
+    run = RecallRun(one_film, model, samples)
+    run.policies = {name: config for name, config in run.policies.items() if "Mem" in name}
+    assert list(run.policies) == ["OmniMem", "DecMem", "OmniMem, gated", "DecMem, gated"]
+    run._measure_cell(one_film.cells[0], 0)
+    read = {sample.policy: sample.keys_read_fraction for sample in samples.samples.values()}
+    assert read["OmniMem, gated"] > read["OmniMem"]  # it reads the means of all pages, too
+    assert read["DecMem, gated"] == read["DecMem"]
+    assert list(bench_settings(SMALLEST, plain)["policies"]) == list(recall_policies(1))
+    gated = bench_settings(SMALLEST, model)["policies"]
+    assert gated["OmniMem, gated"]["gates"] != gated["DecMem, gated"]["gates"]
+    assert not bench_settings(replace(SMALLEST, compare="budgets"), model)["policies"].keys() & {"OmniMem, gated"}
+
+
+def test_gates_alone_in_a_folder_go_with_the_model_that_ships(tmp_path: Path, host: Host) -> None:
+    gates = fresh_gates(GateForm.DECMEM, 4, 2, 256, torch.Generator().manual_seed(1))
+    save_weights(gates.named(), tmp_path, "gates_decmem")
+    assert load_weights(tmp_path, "wan").keys() == load_weights(None, "wan").keys()
 
 
 def test_looking_again_under_another_name_leaves_film_and_memory_as_they_are(model: TinyModel) -> None:
@@ -192,6 +213,34 @@ def test_the_bench_goes_on_after_a_stop_and_ends_with_the_same_numbers(
     assert header["command"].startswith("longreel bench recall --films 2 --quick --weights ")
 
 
+def test_banks_are_compared_and_what_is_pinned_is_read_beside_them(small: None, folder: Path, tmp_path: Path) -> None:
+    banks = ("prompt bank", "key-key, per layer", "MemFlow", RELEASED, "prompt bank, anchors", PINS)
+    chosen = [argument for name in banks for argument in ("--policy", name)]
+    target = tmp_path / "banks.json"
+    arguments = bench(
+        folder, "--compare", "banks", "--cell", "9:5", "--drift-films", "0", *chosen, "--json", str(target)
+    )
+    assert main(arguments) == 0
+    read = {row["policy"]: round(8 * row["keys_read_fraction"]) for row in untimed(target)}
+    # The sink, 2 chunks of the window, 3 of the bank. MemFlow records every third chunk: 0 is the sink, 6 is in the window.
+    assert read.pop("full, absolute") == 8
+    assert read == {banks[0]: 6, banks[1]: 6, "MemFlow": 4, RELEASED: 4, banks[4]: 6, PINS: 7}
+    assert json.loads(target.read_text(encoding="utf-8"))["drift"] == []
+
+
+def test_transitions_are_compared_by_when_the_new_prompt_shows(host: Host, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "transitions.json"
+    arguments = ["bench", "recall", "--compare", "transitions", "--films", "2", "--weights", str(folder)]
+    assert main([*arguments, "--json", str(target)]) == 0
+    rows = {row["transition"]: row for row in json.loads(target.read_text(encoding="utf-8"))["rows"]}
+    # A window of 2 older chunks, the sink, and 3 frames that the prompt brings back.
+    read = {"keep": 6.0, "recache": 6.0, "blend": 6.0, "cut": 4.0, "cut clean": 1.0}
+    assert {kind: row["frames_read"] for kind, row in rows.items()} == read
+    assert all(1 <= row["chunks_until"] <= 5 for row in rows.values())
+    assert Switch("keep", (False, True, True, False), 0.0, False, 0).until == 2
+    assert Switch("keep", (False, False), 0.0, False, 0).until == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -202,7 +251,8 @@ def test_the_bench_goes_on_after_a_stop_and_ends_with_the_same_numbers(
         (["--json", "."], "is a folder"),
         (["--cell", "48-40"], "--cell needs CHUNKS:DISTANCE, as in 48:40, got 48-40"),
         (["--cell", "12:12"], "after 1 to 11 chunks, got 12"),
-        (["--compare", "all"], "compares memories, budgets, ablations, got all"),
+        (["--compare", "all"], "compares memories, budgets, ablations, banks or transitions, got all"),
+        (["--compare", "banks", "--policy", "window"], "has no policy 'window'. Choose among: full, absolute; "),
         (["--compare", "ablations"], "Use longer chunks (--chunk-frames 3)"),
     ],
 )

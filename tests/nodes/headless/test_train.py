@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
@@ -15,6 +16,8 @@ from longreel.nodes.headless.cli import main
     ("arguments", "said"),
     [
         (["--steps", "0"], "error: Training needs steps"),
+        (["--gates", "decmem", "--steps", "0"], "error: Training needs steps"),
+        (["--gates", "decmem", "--quick"], "error: --quick is for a whole model"),
         (["--weights", "."], r"error: --weights needs a folder with tiny_wan*.safetensors, got ."),
     ],
 )
@@ -46,6 +49,27 @@ def test_training_writes_weights_that_the_bench_and_the_demo_can_take(
     assert build_tiny_wan(weights=read_shards(tmp_path, "wan")).model.diffusion_model.dim == 256
     assert main(["train", "tiny", "--out", str(tmp_path), "--steps", "1", "--seed", "1", "--device", "cpu"]) == 1
     assert "was made with seed=0, got 1. Give the old value" in capsys.readouterr().err
+
+
+def test_training_gates_writes_gates_that_fit_the_model_that_ships(
+    tmp_path: Path, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "tiny", "--gates", "decmem", "--out", str(tmp_path), "--steps", "1", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert f"weights  {tmp_path / 'tiny_gates_decmem.safetensors'}" in said
+    assert f"longreel bench recall --quick --weights {tmp_path}" in said
+    from longreel.memory.gates import GateForm, find_gates
+    from longreel.nodes.host.build import gated_weights, shipped_weights
+
+    weights, shipped = gated_weights(GateForm.DECMEM, tmp_path), shipped_weights("wan")
+    assert weights is not None
+    assert shipped is not None
+    gates = find_gates(weights)
+    assert gates is not None
+    assert gates.weights.shape == (4, 2, 256)
+    assert weights.keys() == shipped.keys() | gates.named().keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in shipped.items() if ".self_attn." not in name)
+    assert gated_weights(GateForm.OMNIMEM, tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""Neighbouring layers, and neighbouring heads, that a trace tells of together: a few groups, however large the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MOST_LAYER_GROUPS = 8
+MOST_HEAD_GROUPS = 12
+
+Group = tuple[int, int]
+"""First and last layer, or head; both belong to it."""
+
+
+def layer_groups(layers: int) -> list[Group]:
+    """At most 8 groups of equally many layers; the last one may have fewer."""
+    return _groups(layers, MOST_LAYER_GROUPS)
+
+
+def head_groups(heads: int) -> list[Group]:
+    """At most 12 groups of equally many heads; the last one may have fewer."""
+    return _groups(heads, MOST_HEAD_GROUPS)
+
+
+def group_of_each(groups: Sequence[Group]) -> list[int]:
+    """For each layer or head the group that it belongs to."""
+    return [group for group, (first, last) in enumerate(groups) for _ in range(first, last + 1)]
+
+
+def _groups(count: int, most: int) -> list[Group]:
+    size = -(-count // most)
+    return [(first, min(first + size, count) - 1) for first in range(0, count, size)]

@@ -1,0 +1,174 @@
+"""The lines of a trace: what is told of a film and of a chunk, in few bytes.
+
+Of a chunk: `chunk`, `shot`, `frames` [first, end); `read_frames` that every query read whole, of them `brought_frames` with
+their reasons `brought` [frame, why, score], and `layer_shares` [frame, share] where only some layers read one;
+`frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
+
+Of the bank, in ten thousandths of a frame's keys: `bank` [frame, amount], the mean over everything; `selected` [frame, cell,
+amount, cell, amount, ...] where a cell is layer group x head groups + head group. The largest amounts are told, what was left
+out adds up to `bank_rest`, and to `selected_rest` in the mean over cells.
+
+`excluded` are stretches [first, last] of frames that were not read, by the reason: `vetoed`, or closed by a `cut`. `milliseconds` by part do not overlap (`Stopwatch`);
+`bytes`: `card` is taken there for the whole film, `ram` or `file` is what the remembered frames fill, `moved` came from
+where memory lies to where it is read. `drift` is that of `LatentDrift`; `remembered` counts frames behind the chunk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .config import MemoryConfig
+from .encoded_history import HistoryConfig, HistorySession
+from .encoder_spec import EncoderSpec
+from .inspection import UNIT
+from .read_tally import BankReads
+from .rollout import FinishedChunk
+from .session import RunSession
+from .trace_groups import head_groups, layer_groups
+
+MOST_FRAMES = 512
+MOST_SELECTED = 1_536
+DIGITS = 5
+
+
+class LatentDrift:
+    """Statistics of a film's latents, chunk by chunk, as the model sees them.
+
+    `mean` and `std` are mean and standard deviation of all numbers of the chunk. `change` is the root mean square, over the
+    latent channels, of the difference between the channel's mean and that of the chunk before; `since_start` the same
+    against the film's first chunk. A film that keeps its colours and contrast stays at one `std`, and its `since_start`
+    does not grow.
+    """
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None
+        self._before: Tensor | None = None
+
+    def of(self, latents: Tensor) -> dict[str, float]:
+        """Statistics of the next chunk `[1, C, T, H, W]`; differences are 0 for the first one."""
+        latents = latents.detach().float()
+        channels = latents.mean(dim=(0, 2, 3, 4))
+        before = channels if self._before is None else self._before
+        first = channels if self._first is None else self._first
+        self._before, self._first = channels, first
+        return {
+            "mean": round(float(latents.mean()), DIGITS),
+            "std": round(float(latents.std(correction=0)), DIGITS),
+            "change": round(float((channels - before).square().mean().sqrt()), DIGITS),
+            "since_start": round(float((channels - first).square().mean().sqrt()), DIGITS),
+        }
+
+
+def film_facts(session: RunSession | HistorySession) -> dict[str, Any]:
+    """What the header tells of the memory of a run; through an encoder there are no layers to tell apart."""
+    held = {"tier": session.tier, "peak_kv_bytes": session.peak_bytes, "host_kv_bytes": session.host_bytes}
+    if isinstance(session, HistorySession):
+        history = session.history
+        window = history.config.window_frames
+        return {"memory": encoder_in_words(history.spec, history.config), "window_frames": window, **held}
+    memory = session.memory
+    spec, config = memory.spec, memory.config
+    return {
+        "memory": in_words(config),
+        "layers": spec.layers,
+        "heads": spec.heads,
+        "layer_groups": layer_groups(spec.layers),
+        "head_groups": head_groups(spec.heads),
+        "sink_frames": config.sink_frames,
+        "window_frames": config.window_frames,
+        **held,
+    }
+
+
+def chunk_line(done: FinishedChunk, session: RunSession | HistorySession, drift: Mapping[str, float]) -> dict[str, Any]:
+    """What the trace tells of a chunk."""
+    line: dict[str, Any] = {
+        "chunk": done.chunk.index,
+        "shot": done.chunk.shot,
+        "frames": [done.chunk.frames.start, done.chunk.frames.stop],
+        "read_frames": list(done.read_frames),
+        "brought_frames": list(done.brought_frames),
+        "brought": [[frame, why, _rounded(score)] for frame, (why, score) in sorted(done.brought.items())],
+        "frames_worth": round(done.frames_worth, 3),
+        "recached_frames": list(done.recached_frames),
+        "remembered": done.remembered,
+        "milliseconds": {part: round(spent, 3) for part, spent in done.milliseconds.items()},
+        "bytes": {"card": session.peak_bytes, "ram": 0, "file": 0, "moved": done.moved_bytes},
+        "drift": dict(drift),
+        "finished": round(time.time(), 3),
+    }
+    if isinstance(session, RunSession) and session.tier != "card":
+        line["bytes"][session.tier] = done.remembered * session.memory.store.frame_bytes
+    if shares := {frame: share for frame, share in done.layer_shares.items() if share < 1}:
+        line["layer_shares"] = [[frame, round(share, DIGITS)] for frame, share in shares.items()]
+    if excluded := {why: stretches(frames) for why, frames in done.excluded.items() if frames}:
+        line["excluded"] = excluded
+    if done.bank_reads is not None:
+        line.update(told_reads(done.bank_reads))
+    return line
+
+
+def told_reads(reads: BankReads) -> dict[str, Any]:
+    """The largest amounts of a chunk, and what was left out."""
+    whole, cells = (np.rint(amounts * UNIT).astype(np.int32) for amounts in (reads.whole, reads.amounts))
+    count = len(reads.frames)
+    kept, chosen = largest(whole, MOST_FRAMES), largest(cells.ravel(), MOST_SELECTED)
+    rows: dict[int, list[int]] = {}
+    for at, amount in zip(chosen.tolist(), cells.ravel()[chosen].tolist(), strict=True):
+        rows.setdefault(at % count, [reads.frames[at % count]]).extend((at // count, amount))
+    left_out = reads.amounts.sum() * UNIT - cells.ravel()[chosen].sum()
+    return {
+        "bank": [[reads.frames[at], amount] for at, amount in zip(kept.tolist(), whole[kept].tolist(), strict=True)],
+        "bank_rest": max(0, round(reads.whole.sum() * UNIT - whole[kept].sum())),
+        "selected": [rows[at] for at in sorted(rows)],
+        "selected_rest": max(0, round(left_out * count / reads.amounts.size)),
+    }
+
+
+def largest(amounts: NDArray[np.int32], most: int) -> NDArray[np.int64]:
+    """Where the largest amounts above 0 are, in their order, at most so many."""
+    found = np.flatnonzero(amounts)
+    if len(found) > most:
+        found = found[np.sort(np.argpartition(-amounts[found], most)[:most])]
+    return found
+
+
+def stretches(numbers: Iterable[int]) -> list[list[int]]:
+    """Ascending numbers as [first, last] of each unbroken run."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return runs
+
+
+def in_words(config: MemoryConfig) -> str:
+    """A memory in an artist's words."""
+    if config.window_frames is None:
+        return "everything"
+    parts = [f"window of {config.window_frames} frames"]
+    if config.sink_frames:
+        parts.append(f"sink of {config.sink_frames}")
+    if config.bank is not None:
+        parts.append(f"pages worth {config.bank.frames_worth:g} frames from the whole film")
+    if config.prompt_bank is not None:
+        parts.append(f"{config.prompt_bank.frames} frames brought back by the prompt")
+    return ", ".join(parts)
+
+
+def encoder_in_words(spec: EncoderSpec, config: HistoryConfig) -> str:
+    """The memory of a film through an encoder in an artist's words; which frames its tokens tell of is not traced."""
+    told = "the whole film" if config.longest_frames is None else f"the newest {config.longest_frames} frames"
+    return f"window of {config.window_frames} frames, and {told} through a memory encoder {spec.rate}"
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, DIGITS)

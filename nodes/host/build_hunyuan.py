@@ -1,0 +1,109 @@
+"""A tiny real HunyuanVideo, built through the host's own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import comfy.latent_formats
+import comfy.ops
+import comfy.sd
+import torch
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ...memory.training.initialise import initialise_hunyuan
+from .build import HEAD_SIZE, LATENT_CHANNELS, HostModules, host_modules
+
+CLIP_WIDTH, TEXT_WIDTH, MLP_RATIO = 768, 4096, 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class TinyHunyuanSpec:
+    """The shape of a tiny HunyuanVideo; `guidance` gives it the input of distilled guidance, `seed` draws its weights.
+
+    Raises ValueError for a width that the host could not read off the weights.
+    """
+
+    width: int = 256
+    double_layers: int = 2
+    single_layers: int = 4
+    guidance: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.width < HEAD_SIZE or self.width % HEAD_SIZE:
+            raise ValueError(
+                f"A tiny HunyuanVideo needs a width that is a multiple of {HEAD_SIZE}, got {self.width}. Use {HEAD_SIZE} or "
+                f"{2 * HEAD_SIZE}."
+            )
+        if self.double_layers < 1 or self.single_layers < 1:
+            raise ValueError(
+                f"A tiny HunyuanVideo needs at least 1 layer of each kind, got {self.double_layers} double and "
+                f"{self.single_layers} single ones."
+            )
+
+
+def new_hunyuan(spec: TinyHunyuanSpec, in_channels: int = LATENT_CHANNELS) -> nn.Module:
+    """The host's network with seeded weights; image-to-video checkpoints have other `in_channels`."""
+    model: nn.Module = HunyuanVideo(
+        in_channels=in_channels,
+        out_channels=LATENT_CHANNELS,
+        vec_in_dim=CLIP_WIDTH,
+        context_in_dim=TEXT_WIDTH,
+        hidden_size=spec.width,
+        mlp_ratio=MLP_RATIO,
+        num_heads=spec.width // HEAD_SIZE,
+        depth=spec.double_layers,
+        depth_single_blocks=spec.single_layers,
+        axes_dim=[16, 56, 56],
+        theta=256,
+        patch_size=[1, 2, 2],
+        qkv_bias=True,
+        guidance_embed=spec.guidance,
+        byt5=False,
+        meanflow=False,
+        use_cond_type_embedding=False,
+        vision_in_dim=None,
+        meanflow_sum=False,
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
+    initialise_hunyuan(model, torch.Generator().manual_seed(spec.seed))
+    return model
+
+
+@contextmanager
+def _training() -> Iterator[None]:
+    # The host adds to its hidden states in place; gradients need them as they were.
+    with host_modules().training(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        yield
+
+
+def hunyuan_modules() -> HostModules:
+    """What training needs from the host: HunyuanVideo's latent statistics, and a switch that lets it be trained."""
+    modules, scale = host_modules(), comfy.latent_formats.HunyuanVideo().scale_factor
+    mean, std = torch.zeros_like(modules.latent_mean), torch.full_like(modules.latent_std, 1 / scale)
+    return modules._replace(latent_mean=mean, latent_std=std, training=_training)
+
+
+def build_tiny_hunyuan(
+    spec: TinyHunyuanSpec | None = None,
+    dtype: torch.dtype = torch.float32,
+    weights: Mapping[str, Tensor] | None = None,
+) -> ModelPatcher:
+    """A tiny HunyuanVideo text-to-video model, detected and loaded by the host itself.
+
+    `weights` (a HunyuanVideo state dict of any tiny shape) replaces the seeded random weights of `spec`.
+    """
+    state = dict(weights) if weights is not None else new_hunyuan(spec or TinyHunyuanSpec()).state_dict()
+    model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
+    if model is None:
+        raise ValueError(
+            f"The host did not recognise these weights as a HunyuanVideo model, got {len(state)} tensors. Give the weights "
+            "of `new_hunyuan`."
+        )
+    return model

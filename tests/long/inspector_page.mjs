@@ -1,0 +1,90 @@
+// The offline page, opened as a file in headless Chromium. Arguments: playwright folder, Chromium, picture folder, page files.
+// Prints what was seen of each page as one JSON object by file name.
+import { createRequire } from "node:module";
+import { basename, join } from "node:path";
+import { pathToFileURL } from "node:url";
+
+const [playwright, executablePath, pictures, ...files] = process.argv.slice(2);
+const { chromium } = createRequire(import.meta.url)(playwright);
+const DRAWS = 25;
+
+const browser = await chromium.launch({ executablePath, headless: true, args: ["--no-sandbox", "--disable-gpu"] });
+const seen = {};
+try {
+  for (const file of files) {
+    const name = basename(file, ".html");
+    const page = await browser.newPage({ viewport: { width: 1100, height: 760 }, colorScheme: name.endsWith("light") ? "light" : "dark" });
+    const said = (seen[name] = { errors: [], requests: [] });
+    page.on("pageerror", (error) => said.errors.push(String(error.stack ?? error)));
+    page.on("console", (message) => message.type() === "error" && said.errors.push(message.text()));
+    page.on("request", (request) => said.requests.push(request.url().slice(0, 60)));
+    await page.goto(pathToFileURL(file).href);
+    await page.waitForTimeout(600);
+    said.cells = await page.evaluate(() => {
+      const { matrix, inspection } = window.longreelView;
+      const { data } = matrix.getContext("2d").getImageData(0, 0, matrix.width, matrix.height);
+      const colours = [];
+      for (let at = 0; at < data.length; at += 4) colours.push(data[at + 3] ? (data[at] << 16) | (data[at + 1] << 8) | data[at + 2] : -1);
+      return { width: matrix.width, height: matrix.height, colours: inspection.chunkCount <= 80 ? colours : colours.length };
+    });
+    // What is on the screen, a little inside of each cell's upper left corner: marks are in the middle.
+    said.screen = await page.evaluate(() => {
+      const view = window.longreelView;
+      const { matrix } = view.layout;
+      const context = view.picture.getContext("2d");
+      const scale = window.devicePixelRatio || 1;
+      const { chunkCount, frameCount } = view.inspection;
+      if (chunkCount > 3) return null;
+      const rows = [];
+      for (let row = 0; row < frameCount; row++) {
+        for (let chunk = 0; chunk < chunkCount; chunk++) {
+          const x = matrix.x + ((chunk + 0.15) * matrix.width) / chunkCount;
+          const y = matrix.y + ((row + 0.2) * matrix.height) / frameCount;
+          const [red, green, blue, alpha] = context.getImageData(Math.round(x * scale), Math.round(y * scale), 1, 1).data;
+          rows.push(alpha ? (red << 16) | (green << 8) | blue : -1);
+        }
+      }
+      return rows;
+    });
+    const idle = () => page.evaluate(() => ({ ...window.longreelView.drawn }));
+    const before = await idle();
+    await page.waitForTimeout(700);
+    said.drawnWhileIdle = await page.evaluate((old) => window.longreelView.drawn.picture + window.longreelView.drawn.overlay - old, before.picture + before.overlay);
+    await page.mouse.move(700, 400);
+    await page.mouse.move(640, 420);
+    await page.waitForTimeout(300);
+    said.picturesDrawnByHover = await page.evaluate((old) => window.longreelView.drawn.picture - old, before.picture);
+    await page.mouse.click(640, 420);
+    await page.waitForTimeout(200);
+    // One draw at a time with a rest between, as when somebody changes a filter now and then.
+    said.milliseconds = await page.evaluate(async (draws) => {
+      const view = window.longreelView;
+      const last = view.inspection.chunks.at(-1).index;
+      view.choose(last);
+      const spent = async (flush) => {
+        const all = [];
+        while (all.length < draws) {
+          await new Promise((rested) => setTimeout(rested, 100));
+          view.stale = { theme: true, picture: true, list: true };
+          const start = performance.now();
+          view.draw();
+          if (flush) for (const canvas of [view.picture, view.overlay]) canvas.getContext("2d").getImageData(0, 0, 1, 1);
+          all.push(performance.now() - start);
+        }
+        return all.sort((a, b) => a - b)[Math.floor(draws / 2)];
+      };
+      return { all: await spent(false), withPixels: await spent(true) };
+    }, DRAWS);
+    said.filters = await page.evaluate(() => [...document.querySelectorAll(".longreel-choice")].map((choice) => choice.options.length));
+    said.dark = await page.evaluate(() => window.longreelView.theme.dark);
+    said.title = await page.title();
+    said.hacked = await page.evaluate(() => window.hacked ?? null);
+    said.scripts = await page.evaluate(() => document.querySelectorAll("#film :is(script, iframe, [onerror])").length);
+    said.name = await page.locator(".longreel-name").textContent();
+    await page.screenshot({ path: join(pictures, `page ${name}.png`) });
+    await page.close();
+  }
+} finally {
+  await browser.close();
+}
+console.log(JSON.stringify(seen));
