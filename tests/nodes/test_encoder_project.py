@@ -139,9 +139,7 @@ def test_two_memories_at_once_are_refused(
     refuse(film(remembering, loaded()), tmp_path / "films", "takes the place of Sparse KV Memory", "Remove these nodes")
 
 
-def test_a_pin_or_a_veto_is_refused(
-    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
-) -> None:
+def test_a_pin_or_a_veto_is_refused(model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path) -> None:
     board = planned("[0.75s] a beach\n[0.75s] a town\npin: 0.5s")
     pinned = film_on_disk(model, board, encoder=loaded())
     refuse(pinned, tmp_path / "films", "neither pinned nor vetoed", "out of the storyboard")
