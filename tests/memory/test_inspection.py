@@ -220,8 +220,14 @@ def test_a_text_that_does_not_fit_is_shortened() -> None:
 
 
 def test_a_prompt_of_any_length_is_shortened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    font, asked = ImageFont.load_default(12), []
-    monkeypatch.setattr(font, "getlength", lambda text: asked.append(len(text)) or 6.0 * len(text))
+    font = ImageFont.load_default(12)
+    asked: list[int] = []
+
+    def six_pixels_a_letter(text: str) -> float:
+        asked.append(len(text))
+        return 6.0 * len(text)
+
+    monkeypatch.setattr(font, "getlength", six_pixels_a_letter)
     assert fitting("ab" * 50_000, font, 300) == "ab" * 23 + "a..."
     assert len(asked) < 12
     assert max(asked) <= 303
