@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .picture.words import fitting
 from .whole_file import whole_file
 
 Pictures: TypeAlias = NDArray[np.uint8]
@@ -174,23 +175,13 @@ def contact_sheet(rows: Sequence[SheetRow], columns: int) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     top = MARGIN
     for row in rows:
-        draw.text((MARGIN, top), _fitting(row.title, title_font, sheet_width - 2 * MARGIN), _INK, title_font)
+        draw.text((MARGIN, top), fitting(row.title, title_font, sheet_width - 2 * MARGIN), _INK, title_font)
         top += title_height
         for number, (picture, caption) in enumerate(zip(row.pictures, row.captions, strict=True)):
             left = MARGIN + number % columns * (cell[0] + MARGIN)
             line_top = top + number // columns * line_height
             sheet.paste(Image.fromarray(picture).resize(cell, Image.Resampling.BICUBIC), (left, line_top))
             below = (left, line_top + cell[1] + MARGIN // 4)
-            draw.text(below, _fitting(caption, caption_font, cell[0]), _GREY, caption_font)
+            draw.text(below, fitting(caption, caption_font, cell[0]), _GREY, caption_font)
         top += ceil(len(row.pictures) / columns) * line_height
     return sheet
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text on one line, shortened by '...' where it is wider than `width` pixels."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."

@@ -70,7 +70,7 @@ def cut_frame(
         page, group = (SMALL_PAGE_TOKENS, SMALL_GROUP_TOKENS) if tiny else (PAGE_TOKENS, GROUP_TOKENS)
         strips = round(rows / math.sqrt(page))
     order = snake(rows, columns, max(1, min(strips, rows)))
-    return FramePages(order, min(page_tokens or page, tokens), group_tokens or group)
+    return FramePages(order, page_tokens or page, group_tokens or group)
 
 
 def snake(rows: int, columns: int, strips: int) -> tuple[int, ...]:

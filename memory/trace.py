@@ -21,7 +21,7 @@ READABLE_VERSIONS = (1, 2)  # version 1 had no groups, no tally, no bytes and no
 _VERSION_KEY = "longreel_trace"
 _DECODED = "decoded"
 _OF_FILM = {"fps", "plan", "prompts"}  # what every version tells
-_OF_CHUNK = {"chunk", "shot", "frames", "read_frames", "brought_frames"}
+_OF_CHUNK = {"chunk": int, "shot": int, "frames": list, "read_frames": list, "brought_frames": list}
 
 
 class TraceError(ValueError):
@@ -71,11 +71,12 @@ def read_trace(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     chunks: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(rest, start=2):
         event = _parsed(line)
-        if _DECODED in event and event[_DECODED] in chunks:
-            chunks[event[_DECODED]].setdefault("milliseconds", {}).update(event["milliseconds"])
-        elif event.keys() >= _OF_CHUNK:
+        if all(isinstance(event.get(key), kind) for key, kind in _OF_CHUNK.items()):
             chunks[event["chunk"]] = event
-        elif _DECODED not in event:
+        elif isinstance(event.get(_DECODED), int) and isinstance(event.get("milliseconds"), dict):
+            if event[_DECODED] in chunks:
+                chunks[event[_DECODED]].setdefault("milliseconds", {}).update(event["milliseconds"])
+        else:
             raise TraceError(
                 f"Line {number} of {path} is damaged: it is no line of a chunk. Render the film again, or delete the line."
             )
@@ -96,6 +97,10 @@ def _header(path: Path, line: str) -> dict[str, Any]:
         raise TraceError(f"{path} needs to be a LongReel trace of version {known}, got '{line:.60}'. {remedy}")
     if missing := sorted(_OF_FILM - header.keys()):
         raise TraceError(f"The first line of {path} is damaged: {missing[0]} is missing. Render the film again.")
+    plan, prompts = header["plan"], header["prompts"]
+    shots = plan.get("shots") if isinstance(plan, dict) else None
+    if not (isinstance(shots, list) and isinstance(prompts, list) and 0 < len(shots) == len(prompts)):
+        raise TraceError(f"The first line of {path} is damaged: shots and prompts differ. Render the film again.")
     return header
 
 

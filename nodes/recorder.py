@@ -128,7 +128,7 @@ class Recorder:
     def _trace_chunk(self, done: FinishedChunk, guider: FilmGuider, drift: Mapping[str, float]) -> dict[str, Any]:
         film, session = self._film, guider.session
         shots = film.storyboard.board.shots
-        if not self._project.trace_path.exists():
+        if not self._header or not self._project.trace_path.exists():  # there is none, or none that can be read
             self._header = {
                 "project": film.project,
                 "fps": film.storyboard.fps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from math import log2
 
 from PIL import ImageFont
@@ -46,8 +47,10 @@ def number(value: float) -> str:
 def fitting(text: str, font: Font, width: float) -> str:
     """The text on one line, shortened by '...' where it is wider than `width` pixels; nothing where not even that fits."""
     text = " ".join(text.split())
-    if font.getlength(text) <= width:
+    most = min(
+        len(text), max(0, int(width))
+    )  # a letter takes a pixel at least: of a long prompt only this much is measured
+    if most == len(text) and font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..." if text else ""
+    kept = bisect_right(range(1, most + 1), width, key=lambda count: font.getlength(text[:count] + "..."))
+    return text[:kept].rstrip() + "..." if kept else ""

@@ -82,6 +82,25 @@ try {
     said.scripts = await page.evaluate(() => document.querySelectorAll("#film :is(script, iframe, [onerror])").length);
     said.name = await page.locator(".longreel-name").textContent();
     await page.screenshot({ path: join(pictures, `page ${name}.png`) });
+    // A menu is of the frame it was opened on, wherever the pointer goes before it chooses.
+    const stage = await page.locator(".longreel-stage").boundingBox();
+    await page.mouse.click(stage.x + stage.width * 0.7, stage.y + stage.height * 0.45, { button: "right" });
+    const offered = await page.locator(".longreel-menu-item").first().textContent();
+    await page.mouse.move(stage.x + stage.width * 0.3, stage.y + stage.height * 0.35);
+    await page.locator(".longreel-menu-item").first().click();
+    const advised = await page.locator(".longreel-status").textContent();
+    const meant = await page.evaluate(() => window.longreelView.cursor.frame);
+    said.menu = { offered: Number(/frame (\d+)/.exec(offered)[1]), meant, advised };
+    // The film is made anew while a chunk is chosen that is not there yet.
+    said.regrown = await page.evaluate(() => {
+      const view = window.longreelView;
+      const source = JSON.parse(document.getElementById("inspection").textContent);
+      view.chosen = source.chunks.at(-1).index;
+      view.grow({ inspection: { ...source, chunks: [] }, chunks: source.chunks.slice(0, 1), thumbnails: [] });
+      const { overlay } = view.drawn;
+      view.draw();
+      return { overlays: view.drawn.overlay - overlay, list: document.querySelectorAll(".longreel-title")[1].textContent };
+    });
     await page.close();
   }
 } finally {

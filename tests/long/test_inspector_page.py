@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -111,6 +112,23 @@ def test_six_hundred_chunks_of_forty_layers_draw_in_a_tenth_of_a_second(
 def test_nothing_is_drawn_when_nothing_changed(seen: dict[str, Any], name: str) -> None:
     assert seen[name]["drawnWhileIdle"] == 0
     assert seen[name]["picturesDrawnByHover"] == 0
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_the_menu_marks_the_frame_it_was_opened_on(seen: dict[str, Any], name: str) -> None:
+    said = seen[name]["menu"]
+    assert said["offered"] == said["meant"]
+    frame = said["offered"]
+    first, last = ((4 * number - 3) / 16 if number else 0.0 for number in (frame, frame + 1))
+    moment = re.search(r"Write 'pin: ([\d.]+)s'", said["advised"])
+    assert moment is not None
+    assert first <= float(moment[1]) < last
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_a_film_that_is_made_anew_is_drawn_while_a_later_chunk_is_chosen(seen: dict[str, Any], name: str) -> None:
+    assert seen[name]["regrown"]["overlays"] == 1
+    assert seen[name]["regrown"]["list"].endswith("is not made yet")
 
 
 @pytest.mark.parametrize("name", FILMS)

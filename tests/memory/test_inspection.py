@@ -217,3 +217,17 @@ def test_a_text_that_does_not_fit_is_shortened() -> None:
     assert fitting("a  beach\n", font, 200) == "a beach"
     assert fitting("a beach in the evening", font, 60).endswith("...")
     assert fitting("a beach", font, 3) == ""
+
+
+def test_a_prompt_of_any_length_is_shortened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    font = ImageFont.load_default(12)
+    asked: list[int] = []
+
+    def six_pixels_a_letter(text: str) -> float:
+        asked.append(len(text))
+        return 6.0 * len(text)
+
+    monkeypatch.setattr(font, "getlength", six_pixels_a_letter)
+    assert fitting("ab" * 50_000, font, 300) == "ab" * 23 + "a..."
+    assert len(asked) < 12
+    assert max(asked) <= 303

@@ -18,7 +18,7 @@ from longreel.memory.trace_groups import head_groups, layer_groups
 from longreel.memory.trace_lines import DIGITS, MOST_FRAMES, LatentDrift, stretches, told_reads
 from longreel.memory.whole_file import ProjectError
 
-FACTS = {"fps": 16.0, "plan": {}, "prompts": []}
+FACTS = {"fps": 16.0, "plan": {"shots": [{"frames": [0, 3], "chunks": [0, 1]}]}, "prompts": ["a beach"]}
 CHUNK = {"chunk": 0, "shot": 0, "frames": [0, 3], "read_frames": [], "brought_frames": []}
 MOST_BYTES = 20_000_000
 WAN_LAYERS, WAN_HEADS, TEN_MINUTES = 30, 12, 800
@@ -68,6 +68,8 @@ def test_a_trace_of_version_1_is_read(tmp_path: Path) -> None:
         (b'{"longreel_trace": 3}\n', "Update LongReel"),
         (b'{"longreel_trace": true}\n', "Give the trace.jsonl"),
         (b'{"longreel_trace": 2, "fps": 16, "plan": {}}\n', "first line of .* is damaged: prompts is missing"),
+        (b'{"longreel_trace": 2, "fps": 16, "plan": null, "prompts": []}\n', "is damaged: shots and prompts differ"),
+        (b'{"longreel_trace": 2, "fps": 16, "plan": {"shots": [{}]}, "prompts": []}\n', "shots and prompts differ"),
         (b"\xff\xfe\n", "cannot be read"),
     ],
 )
@@ -77,7 +79,9 @@ def test_what_is_no_trace_is_refused_with_a_remedy(tmp_path: Path, content: byte
         read_trace(tmp_path / "trace.jsonl")
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[]", '{"chunk": 1}'])
+@pytest.mark.parametrize(
+    "line", ["nonsense", "[]", '{"chunk": 1}', '{"decoded": [0]}', json.dumps({**CHUNK, "read_frames": None})]
+)
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     trace = written(tmp_path, CHUNK)
     with trace.path.open("a") as file:

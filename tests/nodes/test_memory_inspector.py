@@ -22,6 +22,7 @@ from shipped import API_FOLDER, TINY, read_json
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.inspection import PAGES, inspect_film
+from longreel.memory.picture import draw_inspection
 from longreel.memory.prompt_bank import PromptBankConfig
 from longreel.memory.trace import TraceError, read_trace
 from longreel.nodes.film import FilmResult
@@ -195,6 +196,25 @@ def test_a_resumed_film_keeps_the_lines_of_its_trace_and_shows_them_again(
         for key in ("read_frames", "bank", "selected", "drift", "remembered"):
             assert ours.get(key) == theirs.get(key)
     assert any("15 frames remembered, looks back 3.0 s" in text for text in said)
+
+
+def test_a_trace_that_cannot_be_read_stops_no_film_and_a_new_one_begins(
+    model: ModelPatcher, tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = film_on_disk(attach_memory(model, SEARCHING), planned(BOARD))
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            film.make(tmp_path)
+    trace = tmp_path / "film" / "trace.jsonl"
+    trace.write_bytes(b"nonsense" + trace.read_bytes()[8:])
+    sent: list[int] = []
+    monkeypatch.setattr(runner, "report", lambda event, data: sent.extend(chunk["index"] for chunk in data["chunks"]))
+    monkeypatch.setattr(runner.server, "client_id", "browser")
+    with LiveInspection("7") as live:
+        made = film.make(tmp_path, lambda text: None, live.finished)
+    assert sent == [event["chunk"] for event in read_trace(made.trace)[1]] == [3, 4]
+    assert draw_inspection(inspect_film(*read_trace(made.trace)), {}).size == (1280, 1024)
 
 
 def test_live_messages_come_at_most_twice_a_second_and_tell_each_chunk_once(

@@ -65,14 +65,16 @@ export class Details {
   /** What the chosen chunk read, the chosen before the always read, the most first. */
   showChosen({ inspection, filter, chosen }) {
     this.list.replaceChildren();
-    this.listTitle.textContent = chosen === null ? "" : sentence(`${chunkWords(inspection, chosen)} read`);
-    if (chosen === null) return;
+    const chunk = chosen === null ? undefined : inspection.chunk(chosen);
+    const words = chunk ? "read" : "is not made yet"; // the film may be made anew while one of its chunks is chosen
+    this.listTitle.textContent = chosen === null ? "" : sentence(`${chunkWords(inspection, chosen)} ${words}`);
+    if (!chunk) return;
     const rows = readingRows(inspection.readings(chosen, filter));
     for (const row of rows.slice(0, MOST_ROWS)) this.list.append(this.row(inspection, row));
     const more = rows.length - MOST_ROWS;
     if (more > 0) this.list.append(element("div", "longreel-row", `and ${more} more`));
-    const { rest } = inspection.chunk(chosen);
-    if (rest >= LEAST_REST) this.list.append(element("div", "longreel-row", `and little of others, ${number(rest)} frames' worth`));
+    const rest = `and little of others, ${number(chunk.rest)} frames' worth`;
+    if (chunk.rest >= LEAST_REST) this.list.append(element("div", "longreel-row", rest));
     if (!rows.length) this.list.append(element("div", "longreel-row", "nothing that the filter shows"));
   }
 

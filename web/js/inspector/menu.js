@@ -6,8 +6,8 @@ import { button, element } from "./elements.js";
 export function openMenu(root, x, y, label, items, closed) {
   const menu = element("div", "longreel-menu", "", { role: "menu", "aria-label": label });
   const close = () => {
-    if (!menu.isConnected) return;
     document.removeEventListener("pointerdown", outside, true);
+    if (!menu.isConnected) return;
     menu.remove();
     closed();
   };

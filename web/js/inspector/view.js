@@ -55,6 +55,7 @@ export class InspectorView {
     this.inspection = new Inspection(source);
     this.images.clear();
     if (!known || !isSameFilm(known, this.inspection)) {
+      this.closeMenu?.();
       this.cursor = this.chosen = null;
       this.filter = { ...EVERYTHING, kinds: [...this.filter.kinds] };
       this.fillFilters();
@@ -75,6 +76,7 @@ export class InspectorView {
 
   /** Stop watching; the elements go with the node. */
   destroy() {
+    this.closeMenu?.();
     this.sizes.disconnect();
     this.themes.disconnect();
     cancelAnimationFrame(this.waiting);
@@ -116,7 +118,7 @@ export class InspectorView {
 
   listen() {
     const on = (name, act) => this.stage.addEventListener(name, act);
-    on("pointermove", (event) => this.moveTo(this.under(event)));
+    on("pointermove", (event) => !this.closeMenu && this.moveTo(this.under(event)));
     on("pointerleave", () => !this.closeMenu && this.moveTo(null));
     on("pointerenter", () => this.noticeStoryboard());
     on("pointerdown", (event) => event.button === 0 && this.stage.focus({ preventScroll: true }));
@@ -300,8 +302,8 @@ export class InspectorView {
     const film = this.inspection;
     const when = `${filmTime(film.seconds(frame))} (frame ${frame})`;
     const items = [
-      [this.marks.pin.has(frame) ? `Unpin ${when}` : `Pin ${when}`, () => this.toggleMark("pin")],
-      [this.marks.veto.has(frame) ? `Allow ${when} again` : `Veto ${when}`, () => this.toggleMark("veto")],
+      [this.marks.pin.has(frame) ? `Unpin ${when}` : `Pin ${when}`, () => this.toggleMark("pin", frame)],
+      [this.marks.veto.has(frame) ? `Allow ${when} again` : `Veto ${when}`, () => this.toggleMark("veto", frame)],
     ];
     const shot = film.shotOfFrame(frame);
     if (shot >= 0) {
@@ -330,9 +332,8 @@ export class InspectorView {
     return this.written === null ? null : readMarks(this.written);
   }
 
-  /** Pin or veto the frame under the cursor, or take that back. */
-  toggleMark(kind) {
-    const frame = this.cursor?.frame;
+  /** Pin or veto a frame, that under the cursor unless one is named, or take that back. */
+  toggleMark(kind, frame = this.cursor?.frame) {
     if (frame === undefined || frame === null) return;
     this.edit(toggled(this.marks, kind, frame), momentOfFrames(frame, frame, this.inspection), [frame, frame]);
   }
