@@ -128,7 +128,7 @@ def test_the_branches_of_the_product_are_those_of_the_reference(
     config = MemoryConfig(window, 0, bank=BankConfig(0.4, shape))
     gates = gates_of(form)
     with nan_memory():
-        memory = KVMemory(spec, config, 1, length, (chunks + 1) * length, form)
+        memory = KVMemory(spec, config, 1, length, (chunks + 1) * length, gates=form)
         memory.allocate()
     session = RunSession(memory, gates=gates)
     older: dict[int, Frame] = {}
@@ -173,7 +173,7 @@ def test_how_many_means_go_through_the_card_at_a_time_does_not_matter(
 @pytest.mark.parametrize("form", GateForm)
 def test_the_announced_bytes_of_a_gated_memory_are_the_bytes_that_are_taken(form: GateForm) -> None:
     gates = gates_of(form)
-    memory = KVMemory(spec_of(), MemoryConfig(6, 0, bank=BankConfig(shortlist=20)), 2, 3, 60, form)
+    memory = KVMemory(spec_of(), MemoryConfig(6, 0, bank=BankConfig(shortlist=20)), 2, 3, 60, gates=form)
     session = RunSession(memory, gates=gates)
     memory.allocate()
     assert bytes_of(tensors_of(memory)) == memory.peak_bytes + memory.host_bytes
@@ -186,7 +186,7 @@ def test_the_bytes_on_the_card_do_not_grow_with_a_gated_film() -> None:
     """Wan 1.3B at 832x480."""
     wan = KVSpec(30, 12, 128, 30, 52, 44, THETA, torch.bfloat16, torch.device("meta"))
     config = MemoryConfig(9, 0, bank=BankConfig(16 / 52, PageShape.STRIP, shortlist=512))
-    memories = [KVMemory(wan, config, 1, 3, frames, GateForm.OMNIMEM) for frames in (240, 2400, 14_400)]
+    memories = [KVMemory(wan, config, 1, 3, frames, gates=GateForm.OMNIMEM) for frames in (240, 2400, 14_400)]
     assert len({memory.peak_bytes for memory in memories}) == 1
     plain = KVMemory(wan, config, 1, 3, 240)
     assert plain.peak_bytes < memories[0].peak_bytes < plain.peak_bytes + 64 * 2**20
@@ -197,7 +197,7 @@ def test_a_film_that_is_clamped_in_time_turns_means_as_it_turns_keys() -> None:
     """A page that is read as a whole, at the edge of the trained length: the mean of its turned keys."""
     spec = spec_of()
     config = MemoryConfig(2, 0, PositionPolicy.CLAMPED, 4, BankConfig(0.4, PageShape.SIXTH))
-    memory = KVMemory(spec, config, 1, 2, 12, GateForm.OMNIMEM)
+    memory = KVMemory(spec, config, 1, 2, 12, gates=GateForm.OMNIMEM)
     memory.allocate()
     for chunk in range(5):
         frames = range(2 * chunk, 2 * chunk + 2)

@@ -60,7 +60,7 @@ def flow_with_memory(clip: int, batch: ClipBatch, latents: Tensor, sigmas: Tenso
     comfy.model_management.load_models_gpu([remembering])
     texts = batch.text[clip].unflatten(0, (CHUNKS, -1))
     spec = adapter_for(remembering).kv_spec(remembering, *TINY_SIZE)
-    memory = KVMemory(spec, FULL, 1, CHUNK_FRAMES, FRAMES, texts.shape[1])
+    memory = KVMemory(spec, FULL, 1, CHUNK_FRAMES, FRAMES, words=texts.shape[1])
     memory.allocate()
     session = RunSession(memory)
     patches = remembering.model_options["transformer_options"]["patches"]

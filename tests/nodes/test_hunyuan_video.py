@@ -104,7 +104,7 @@ def with_memory(
     comfy.model_management.load_models_gpu([remembering])
     frames, longest = sum(chunk.shape[2] for chunk in chunks), chunks[0].shape[2]
     spec = adapter_for(remembering).kv_spec(remembering, *TINY_SIZE)
-    memory = KVMemory(spec, config, 1, longest, frames, WORDS)
+    memory = KVMemory(spec, config, 1, longest, frames, words=WORDS)
     memory.allocate()
     session = RunSession(memory)
     patches = remembering.model_options["transformer_options"]["patches"]
@@ -151,7 +151,9 @@ def test_pictures_are_turned_to_their_own_time_and_words_are_not(distilled: Mode
     handed = network.pe_embedder(torch.cat([text, network.img_ids(latents.bfloat16()).float()], dim=1))
     places[..., 0] += first
     expected = network.pe_embedder(torch.cat([text, places], dim=1))
-    memory = KVMemory(adapter_for(distilled).kv_spec(distilled, *TINY_SIZE), WINDOW_AND_SINK, 1, 3, frames.stop, WORDS)
+    memory = KVMemory(
+        adapter_for(distilled).kv_spec(distilled, *TINY_SIZE), WINDOW_AND_SINK, 1, 3, frames.stop, words=WORDS
+    )
     memory.allocate()
     session = RunSession(memory)
     session.begin(frames)
