@@ -20,7 +20,7 @@ from training_side import TrainingNoise, draw_last_chunk, training_batch, traini
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import MemoryConfig
 from longreel.memory.gates import GateForm, Gates, fresh_gates
-from longreel.memory.presets import GATED_PRESETS, PRESETS
+from longreel.memory.presets import GATED_PRESETS, LONGREEL, MEMFLOW, PRESETS
 from longreel.memory.rollout import FinishedChunk
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.gate_training import clip_spec, gated_reader
@@ -32,6 +32,7 @@ from longreel.nodes.host.build import WEIGHTS_FOLDER, TinyWanSpec, build_tiny_wa
 from longreel.nodes.host.fingerprint import model_fingerprint
 from longreel.nodes.host.gates import bring_gates, brought_gates, use_gates, used_gates
 from longreel.nodes.host.wan import time_channels
+from longreel.nodes.prompt_bank import PromptRetrievedMemoryBank
 from longreel.nodes.sparse_kv_memory import OPTIONS, SparseKVMemory
 from longreel.nodes.tiny_storyboard_model import FORMS, TinyStoryboardModel
 
@@ -208,6 +209,16 @@ def test_a_later_memory_takes_back_what_an_earlier_one_gated(model: ModelPatcher
     gated_model = model.clone()
     bring_gates(gated_model, lively_gates(GateForm.OMNIMEM))
     assert used_gates(remembered(remembered(gated_model, "OmniMem"), "window")) is None
+
+
+def test_the_published_bank_takes_back_gates_with_the_search_that_they_were_for(model: ModelPatcher) -> None:
+    gated_model = model.clone()
+    bring_gates(gated_model, lively_gates(GateForm.OMNIMEM))
+    searching = remembered(gated_model, "OmniMem")
+    for preset, used in ((LONGREEL, True), (MEMFLOW, False)):
+        made = PromptRetrievedMemoryBank.execute(searching, 3, 0.3, True, "", "", preset=preset).args[0]
+        assert (used_gates(made) is not None) == used
+    assert used_gates(searching) is not None
 
 
 def load_checkpoint(file: str) -> ModelPatcher:
