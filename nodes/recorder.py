@@ -127,17 +127,17 @@ class Recorder:
 
     def _trace_chunk(self, done: FinishedChunk, guider: FilmGuider, drift: Mapping[str, float]) -> dict[str, Any]:
         film, session = self._film, guider.session
-        shots = film.storyboard.board.shots
-        if not self._project.trace_path.exists():
+        if not self._header:
             self._header = {
                 "project": film.project,
                 "fps": film.storyboard.fps,
                 "plan": film.plan.summary(),
-                "prompts": [shot.prompt for shot in shots],
+                "prompts": [shot.prompt for shot in film.storyboard.board.shots],
                 "transitions": [str(transition) for transition in film.storyboard.transitions],
                 **film_facts(session),
                 **film.moments,
             }
+        if not self._project.trace_path.exists():  # one that cannot be read is kept: a line can be deleted by hand
             self._trace.begin(self._header)
         first = film.plan.shots()[done.chunk.shot][0]
         begins = done.chunk.shot > 0 and done.chunk.index == first.index

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from shipped import API_FOLDER, TINY, read_json
 
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import BankConfig, MemoryConfig
-from longreel.memory.inspection import PAGES, inspect_film
+from longreel.memory.inspection import PAGES, inspect_film, inspect_header
 from longreel.memory.prompt_bank import PromptBankConfig
 from longreel.memory.trace import TraceError, read_trace
 from longreel.nodes.film import FilmResult
@@ -195,6 +196,28 @@ def test_a_resumed_film_keeps_the_lines_of_its_trace_and_shows_them_again(
         for key in ("read_frames", "bank", "selected", "drift", "remembered"):
             assert ours.get(key) == theirs.get(key)
     assert any("15 frames remembered, looks back 3.0 s" in text for text in said)
+
+
+def test_a_film_whose_trace_was_damaged_goes_on_and_is_shown(
+    model: ModelPatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = film_on_disk(attach_memory(model, SEARCHING), planned(BOARD))
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            film.make(tmp_path)
+    trace = tmp_path / "film" / "trace.jsonl"
+    before = trace.read_text(encoding="utf-8").replace('"chunk":1', '"chunk"', 1)
+    trace.write_text(before, encoding="utf-8")
+    shown: list[int] = []
+
+    def show(folder: Path, header: Mapping[str, Any], line: Mapping[str, Any]) -> None:
+        assert inspect_header(header)["chunk_count"] == 5
+        shown.append(line["chunk"])
+
+    film.make(tmp_path, show=show)
+    assert shown == [3, 4]
+    assert trace.read_text(encoding="utf-8").startswith(before)
 
 
 def test_live_messages_come_at_most_twice_a_second_and_tell_each_chunk_once(
