@@ -21,6 +21,7 @@ from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import MemoryConfig
 from longreel.memory.gates import GateForm, Gates, fresh_gates
 from longreel.memory.presets import GATED_PRESETS, LONGREEL, MEMFLOW, PRESETS
+from longreel.memory.prompt_bank import PromptBankConfig, Scorer
 from longreel.memory.rollout import FinishedChunk
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.gate_training import clip_spec, gated_reader
@@ -123,6 +124,24 @@ def test_a_gated_film_that_was_stopped_goes_on_with_the_same_bits(
     resumed = render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS, cfg=cfg, load=kept.get)
     assert [chunk.replayed for chunk in resumed.chunks] == [True, True, True, False, False]
     assert torch.equal(resumed.latents, whole.latents)
+
+
+@pytest.mark.parametrize("form", GateForm)
+def test_a_gated_film_with_a_prompt_bank_pins_and_vetoes_goes_on_with_the_same_bits_counted_or_not(
+    model: ModelPatcher, form: GateForm
+) -> None:
+    bank = PromptBankConfig(frames=2, scorer=Scorer.ATTENTION_MASS, pins="0.5s", vetoes="0s")  # frame 2 and frame 0
+    config = replace(config_of(form), prompt_bank=bank)
+    remembering = gated(model, config, lively_gates(form))
+    whole = render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS, tallied=True)
+    kept = {chunk.chunk.index: chunk.latents for chunk in whole.chunks[:3]}
+    resumed = render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS, load=kept.get)
+    assert torch.equal(resumed.latents, whole.latents)
+    last = whole.chunks[-1]
+    assert (last.brought[2].why, len(last.brought)) == ("pin", 3)
+    assert last.bank_reads is not None
+    assert not {0, *last.read_frames} & set(last.bank_reads.frames)
+    assert 0 not in last.read_frames
 
 
 @pytest.mark.parametrize("form", GateForm)
