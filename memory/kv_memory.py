@@ -103,12 +103,11 @@ class KVMemory:
         """Bytes that `allocate` takes on the card, fixed before the run."""
         spec = self.spec
         numbers = 2 * self.streams * spec.layers * spec.heads * self._rows * spec.head_dim
-        working = numbers * spec.dtype.itemsize
+        taken = numbers * spec.dtype.itemsize + (0 if self.compression is None else self.compression.bytes)
         if self.bank is None:
-            return working + (0 if self.store.indexed else self.store.bytes)
+            return taken + (0 if self.store.indexed else self.store.bytes)
         lengths = self.streams * spec.layers * spec.heads * self._pages * torch.int32.itemsize
-        compression = 0 if self.compression is None else self.compression.bytes
-        return working + lengths + self.bank.bytes + compression
+        return taken + lengths + self.bank.bytes
 
     @property
     def host_bytes(self) -> int:
