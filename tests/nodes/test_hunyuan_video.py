@@ -151,7 +151,9 @@ def test_pictures_are_turned_to_their_own_time_and_words_are_not(distilled: Mode
     handed = network.pe_embedder(torch.cat([text, network.img_ids(latents.bfloat16()).float()], dim=1))
     places[..., 0] += first
     expected = network.pe_embedder(torch.cat([text, places], dim=1))
-    memory = KVMemory(adapter_for(distilled).kv_spec(distilled, *TINY_SIZE), WINDOW_AND_SINK, 1, 3, frames.stop, words=WORDS)
+    memory = KVMemory(
+        adapter_for(distilled).kv_spec(distilled, *TINY_SIZE), WINDOW_AND_SINK, 1, 3, frames.stop, words=WORDS
+    )
     memory.allocate()
     session = RunSession(memory)
     session.begin(frames)
