@@ -90,8 +90,7 @@ class Compression:
         pages = Pages(k_means[:, :, None], v_means[:, :, None], lengths)  # of one token each
         rows = torch.arange(self._slice, dtype=torch.int32, device=q.device)
         for start in range(0, self.pages, self._slice):
-            chosen = (x[start : start + self._slice].to(q.device) for x in (self._slots, self._turns))
-            slots, turns = (x.expand(len(self._k), -1) for x in chosen)
+            slots, turns = (x[start : start + self._slice].expand(len(self._k), -1) for x in (self._slots, self._turns))
             count = slots.shape[1]
             copy_pages(pages, slots, turns, self._rotation, rows[:count], self._k, self._v)
             state = merge_states(state, dense_attention(q, self._k[:, :count], self._v[:, :count]))

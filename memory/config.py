@@ -108,6 +108,12 @@ class MemoryConfig:
                 "This Sparse KV Memory chooses parts of the whole film already, those of the bank among them. Set 'parts' of "
                 "the Prompt-Retrieved Memory Bank to 0, or take the preset 'window + sink' of Sparse KV Memory."
             )
+        if self.bank is not None and self.prompt_bank is not None and self.prompt_bank.per_layer:
+            raise ValueError(
+                "This Sparse KV Memory searches the film for all layers of the model at once, so its prompt bank needs to hold "
+                "the same frames for all. Turn 'per_layer' of the Prompt-Retrieved Memory Bank off, take the preset 'window + "
+                "sink' of Sparse KV Memory, or put a bank with the preset 'MemFlow' behind it."
+            )
         if self.sink_frames < 0:
             raise ValueError(f"The sink needs 0 or more frames, got {self.sink_frames}.")
         if self.trained_frames < 1:

@@ -56,10 +56,11 @@ class KVMemory:
     ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
 
-        There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. `longest_prompt` is
-        in words, of whom a prompt bank may keep a record; so are the `words` that a model joins with the picture in one attention. With `tallied` it is counted what each chunk reads of the bank,
-        which changes no bit of the film. `gates` says in which branches a memory with a bank is read; without, it is read with one
-        softmax. Raises ValueError when a chunk does not fit into the window.
+        There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. A prompt bank may
+        keep a record of the words of prompts up to `longest_prompt`. `words` is how many a model at most joins with the picture
+        in one attention. With `tallied` it is counted what each chunk reads of the bank, which changes no bit of the film.
+        `gates` says in which branches a memory with a bank is read; without, it is read with one softmax. Raises ValueError
+        when a chunk does not fit into the window.
         """
         config.check_chunk(chunk_frames)
         self.spec, self.config, self.streams, self.chunk_frames, self.words = spec, config, streams, chunk_frames, words
@@ -102,12 +103,11 @@ class KVMemory:
         """Bytes that `allocate` takes on the card, fixed before the run."""
         spec = self.spec
         numbers = 2 * self.streams * spec.layers * spec.heads * self._rows * spec.head_dim
-        working = numbers * spec.dtype.itemsize
+        taken = numbers * spec.dtype.itemsize + (0 if self.compression is None else self.compression.bytes)
         if self.bank is None:
-            return working + (0 if self.store.indexed else self.store.bytes)
+            return taken + (0 if self.store.indexed else self.store.bytes)
         lengths = self.streams * spec.layers * spec.heads * self._pages * torch.int32.itemsize
-        compression = 0 if self.compression is None else self.compression.bytes
-        return working + lengths + self.bank.bytes + compression
+        return taken + lengths + self.bank.bytes
 
     @property
     def host_bytes(self) -> int:

@@ -31,10 +31,10 @@ class LayerCall:
     """All that one attention call of a host is to memory.
 
     `q`, `k`, `v` are `[B, L, H, D]` with rotary embedding applied at the chunk's times. `q_timeless` and `k_timeless` carry
-    the spatial turn alone, one where the session `selects`, the other where it commits. Row r of the batch belongs to stream `streams[r]`. `host_attention` maps
-    `[1, L, H, D]`, `[1, L + read, H, D]` twice to `[1, L, H x D]` and is the host's own choice. `gates` is
-    `[B, L, H, branches]` where the session has gates. The first `words` tokens are
-    the prompt's, where a model joins text and picture: they read as the chunk does and are read by it, but not remembered.
+    the spatial turn alone, one where the session `selects`, the other where it commits. Row r of the batch belongs to stream
+    `streams[r]`. `host_attention` maps `[1, L, H, D]`, `[1, L + read, H, D]` twice to `[1, L, H x D]` and is the host's own
+    choice. `gates` is `[B, L, H, branches]` where the session has gates. The first `words` tokens are the prompt's, where a
+    model joins text and picture: they read as the chunk does and are read by it, but not remembered.
     """
 
     layer: int

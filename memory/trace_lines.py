@@ -1,16 +1,17 @@
 """The lines of a trace: what is told of a film and of a chunk, in few bytes.
 
-Of a chunk: `chunk`, `shot`, `frames` [first, end); `read_frames` that every query read whole, of them `brought_frames` with
-their reasons `brought` [frame, why, score], and `layer_shares` [frame, share] where only some layers read one;
-`frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
+Of a chunk: `chunk`, `shot`, `frames` [first, end); `read_frames` that every query read whole, with `layer_shares`
+[frame, share] where only some layers read one; `brought_frames` with their reasons `brought` [frame, why, score], which are
+among them unless parts of a prompt bank are read; `frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
 
 Of the bank, in ten thousandths of a frame's keys: `bank` [frame, amount], the mean over everything; `selected` [frame, cell,
 amount, cell, amount, ...] where a cell is layer group x head groups + head group. The largest amounts are told, what was left
 out adds up to `bank_rest`, and to `selected_rest` in the mean over cells.
 
-`excluded` are stretches [first, last] of frames that were not read, by the reason: `vetoed`, or closed by a `cut`. `milliseconds` by part do not overlap (`Stopwatch`);
-`bytes`: `card` is taken there for the whole film, `ram` or `file` is what the remembered frames fill, `moved` came from
-where memory lies to where it is read. `drift` is that of `LatentDrift`; `remembered` counts frames behind the chunk.
+`excluded` are stretches [first, last] of frames that were not read, by the reason: `vetoed`, or closed by a `cut`.
+`milliseconds` by part do not overlap (`Stopwatch`); `bytes`: `card` is taken there for the whole film, `ram` or `file` is
+what the remembered frames fill, `moved` came from where memory lies to where it is read. `drift` is that of `LatentDrift`;
+`remembered` counts frames behind the chunk.
 """
 
 from __future__ import annotations

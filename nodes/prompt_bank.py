@@ -11,6 +11,7 @@ from ..memory.presets import LONGREEL, MEMFLOW, memflow
 from ..memory.prompt_bank import PromptBankConfig, Scorer
 from ..memory.storyboard import MOMENTS, read_moment, split_moments
 from .host.attach import attach_memory, default_memory, memory_config
+from .host.gates import use_gates
 
 DEFAULT = PromptBankConfig(anchors=True)
 
@@ -139,7 +140,9 @@ class PromptRetrievedMemoryBank(io.ComfyNode):
         """Add the bank to the memory that is there."""
         memory = memory_config(model) or default_memory(model)
         if preset == MEMFLOW:
-            return io.NodeOutput(attach_memory(model, memflow(memory, pin, veto)))
+            remembering = attach_memory(model, memflow(memory, pin, veto))
+            use_gates(remembering, None)  # a search that is no longer there left them
+            return io.NodeOutput(remembering)
         config = PromptBankConfig(
             frames=bank,
             variety=variety,

@@ -11,8 +11,9 @@ from tensors_held import bytes_of, nan_memory, tensors_of
 from torch import Tensor
 
 from longreel.kernels.page_copy import time_rotation
-from longreel.memory.config import KVSpec, MemoryConfig
+from longreel.memory.config import BankConfig, KVSpec, MemoryConfig
 from longreel.memory.frame_pages import PageShape, cut_frame
+from longreel.memory.gates import GateForm
 from longreel.memory.kv_memory import KVMemory
 from longreel.memory.positions import PositionPolicy
 from longreel.memory.prompt_bank import PromptBankConfig, Scorer, Wish
@@ -155,6 +156,31 @@ def test_the_bytes_of_sink_and_window_do_not_grow_with_the_film() -> None:
 def test_the_announced_bytes_are_the_bytes_that_are_taken() -> None:
     memory = make_memory(MemoryConfig(window_frames=6, sink_frames=2), 3, 40, streams=2)
     assert bytes_of(tensors_of(memory)) == memory.peak_bytes
+
+
+SEARCHED = BankConfig(shortlist=20, look_back=9, eight_bit=True)
+EVERY_KIND = {
+    "parts": MemoryConfig(6, 2, prompt_bank=PromptBankConfig(frames=4, parts=1.5)),
+    "per layer": MemoryConfig(6, 2, prompt_bank=PromptBankConfig(scorer=Scorer.VISUAL_QUERY, per_layer=True)),
+    "search": MemoryConfig(6, 2, bank=SEARCHED),
+    "search and a prompt": MemoryConfig(
+        6, 2, bank=SEARCHED, prompt_bank=PromptBankConfig(scorer=Scorer.ATTENTION_MASS)
+    ),
+}
+
+
+@pytest.mark.parametrize("gates", [None, *GateForm])
+@pytest.mark.parametrize("words", [0, 5])
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_all_that_a_memory_may_have_together_takes_the_bytes_that_are_announced(
+    kind: str, words: int, gates: GateForm | None
+) -> None:
+    pinned = frozenset({1, 7, 20})
+    memory = KVMemory(spec(), EVERY_KIND[kind], 2, 3, 30, pinned, 11, words=words, tallied=True, gates=gates)
+    memory.allocate()
+    assert bytes_of(tensors_of(memory)) == memory.peak_bytes + memory.host_bytes
+    memory.release()
+    assert bytes_of(tensors_of(memory)) == 0
 
 
 def test_each_stream_reads_its_own_history() -> None:

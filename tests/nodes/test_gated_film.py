@@ -20,7 +20,8 @@ from training_side import TrainingNoise, draw_last_chunk, training_batch, traini
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import MemoryConfig
 from longreel.memory.gates import GateForm, Gates, fresh_gates
-from longreel.memory.presets import GATED_PRESETS, PRESETS
+from longreel.memory.presets import GATED_PRESETS, LONGREEL, MEMFLOW, PRESETS
+from longreel.memory.prompt_bank import PromptBankConfig, Scorer
 from longreel.memory.rollout import FinishedChunk
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.gate_training import clip_spec, gated_reader
@@ -32,6 +33,7 @@ from longreel.nodes.host.build import WEIGHTS_FOLDER, TinyWanSpec, build_tiny_wa
 from longreel.nodes.host.fingerprint import model_fingerprint
 from longreel.nodes.host.gates import bring_gates, brought_gates, use_gates, used_gates
 from longreel.nodes.host.wan import time_channels
+from longreel.nodes.prompt_bank import PromptRetrievedMemoryBank
 from longreel.nodes.sparse_kv_memory import OPTIONS, SparseKVMemory
 from longreel.nodes.tiny_storyboard_model import FORMS, TinyStoryboardModel
 
@@ -125,6 +127,24 @@ def test_a_gated_film_that_was_stopped_goes_on_with_the_same_bits(
 
 
 @pytest.mark.parametrize("form", GateForm)
+def test_a_gated_film_with_a_prompt_bank_pins_and_vetoes_goes_on_with_the_same_bits_counted_or_not(
+    model: ModelPatcher, form: GateForm
+) -> None:
+    bank = PromptBankConfig(frames=2, scorer=Scorer.ATTENTION_MASS, pins="0.5s", vetoes="0s")  # frame 2 and frame 0
+    config = replace(config_of(form), prompt_bank=bank)
+    remembering = gated(model, config, lively_gates(form))
+    whole = render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS, tallied=True)
+    kept = {chunk.chunk.index: chunk.latents for chunk in whole.chunks[:3]}
+    resumed = render(remembering, TWO_SHOTS, attached=True, sigmas=TWO_STEPS, load=kept.get)
+    assert torch.equal(resumed.latents, whole.latents)
+    last = whole.chunks[-1]
+    assert (last.brought[2].why, len(last.brought)) == ("pin", 3)
+    assert last.bank_reads is not None
+    assert not {0, *last.read_frames} & set(last.bank_reads.frames)
+    assert 0 not in last.read_frames
+
+
+@pytest.mark.parametrize("form", GateForm)
 def test_guided_shot_2_reads_shot_1_through_its_gates(model: ModelPatcher, form: GateForm) -> None:
     """The only difference between the films is chunk 1, which has left the window."""
 
@@ -208,6 +228,16 @@ def test_a_later_memory_takes_back_what_an_earlier_one_gated(model: ModelPatcher
     gated_model = model.clone()
     bring_gates(gated_model, lively_gates(GateForm.OMNIMEM))
     assert used_gates(remembered(remembered(gated_model, "OmniMem"), "window")) is None
+
+
+def test_the_published_bank_takes_back_gates_with_the_search_that_they_were_for(model: ModelPatcher) -> None:
+    gated_model = model.clone()
+    bring_gates(gated_model, lively_gates(GateForm.OMNIMEM))
+    searching = remembered(gated_model, "OmniMem")
+    for preset, used in ((LONGREEL, True), (MEMFLOW, False)):
+        made = PromptRetrievedMemoryBank.execute(searching, 3, 0.3, True, "", "", preset=preset).args[0]
+        assert (used_gates(made) is not None) == used
+    assert used_gates(searching) is not None
 
 
 def load_checkpoint(file: str) -> ModelPatcher:

@@ -197,6 +197,12 @@ def test_parts_of_a_bank_and_a_search_of_the_whole_film_exclude_each_other() -> 
         replace(WINDOW, bank=BankConfig(), prompt_bank=PromptBankConfig(parts=1.0))
 
 
+def test_banks_of_layers_and_a_search_of_the_whole_film_exclude_each_other() -> None:
+    """A page of a frame that one layer reads whole would be hidden from all others."""
+    with pytest.raises(ValueError, match="Turn 'per_layer'"):
+        replace(bank_of(Scorer.KEY_KEY, per_layer=True), bank=BankConfig())
+
+
 def test_what_a_bank_hears_of_the_text_is_what_cross_attention_computes(plain: ModelPatcher) -> None:
     """The keys of a prompt that no chunk was made under yet, padding left out."""
     padded = [[torch.cat([PROMPTS[1][0][0], torch.zeros(1, 50, 4096)], dim=1), {}]]
