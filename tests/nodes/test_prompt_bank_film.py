@@ -275,6 +275,7 @@ def test_anchors_bring_back_the_shots_that_mention_the_character(model: ModelPat
         .chunks[-1]
         .brought_frames
     )
+    assert len(brought) == 3
     assert set(brought) <= set(range(6))
 
 
