@@ -87,7 +87,7 @@ def _ablations(ours: MemoryConfig) -> dict[str, MemoryConfig]:
     return {
         "the window is chosen again": _reading(ours, exclude_window=False),
         "one list a chunk": _reading(ours, groups=False),
-        "groups of 4": _reading(ours, group_tokens=4),
+        "groups of 8": _reading(ours, group_tokens=8),
         "groups of 16": _reading(ours, group_tokens=16),
         "pages of 4": _reading(ours, page_tokens=4),
         "pages of 16": _reading(ours, page_tokens=16),

@@ -253,7 +253,6 @@ def test_transitions_are_compared_by_when_the_new_prompt_shows(host: Host, folde
         (["--cell", "12:12"], "after 1 to 11 chunks, got 12"),
         (["--compare", "all"], "compares memories, budgets, ablations, banks or transitions, got all"),
         (["--compare", "banks", "--policy", "window"], "has no policy 'window'. Choose among: full, absolute; "),
-        (["--compare", "ablations"], "Use longer chunks (--chunk-frames 3)"),
     ],
 )
 def test_bad_arguments_are_one_error_before_anything_is_measured(
