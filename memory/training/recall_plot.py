@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ LEGEND_LINE = 26
 COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#8c6d1f")
 """Told apart by everybody (Okabe and Ito 2008); where there are more policies they begin anew, with other dots."""
 PAPER, INK, GREY = "#fafaf8", "#181818", "#9a9a9a"
+TITLE = "Who comes back? Recall of a character that was seen once"
 DOT = 5
 SHIFT = 4
 """Pixels between policies at one distance, so that equal ones do not hide each other."""
@@ -36,11 +38,12 @@ def draw_recall(rows: Sequence[dict[str, Any]], chance: float) -> Image.Image:
         raise ValueError("A plot of recall needs at least one measured row, got none. Measure a film first.")
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     lengths = sorted({row["chunks"] for row in rows})
-    width = LEFT + len(lengths) * (PANEL_WIDTH + GAP)
+    large = ImageFont.load_default(24)
+    width = max(LEFT + len(lengths) * (PANEL_WIDTH + GAP), LEFT + math.ceil(large.getlength(TITLE)) + GAP)
     height = TOP + len(CURVES) * (PANEL_HEIGHT + GAP + BELOW) + len(policies) * LEGEND_LINE
     picture = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(picture)
-    pen.text((LEFT, 14), "Who comes back? Recall of a character that was seen once", INK, ImageFont.load_default(24))
+    pen.text((LEFT, 14), TITLE, INK, large)
     for down, curve in enumerate(CURVES):
         for across, chunks in enumerate(lengths):
             corner = (LEFT + across * (PANEL_WIDTH + GAP), TOP + down * (PANEL_HEIGHT + GAP + BELOW) + GAP)
