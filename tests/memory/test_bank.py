@@ -85,7 +85,7 @@ def test_a_group_reads_the_pages_whose_means_agree_most_with_its_mean_query() ->
     history = [drawn(chunk, 0, 0, frames=3)[1:] for chunk in range(6)]
     k_pages, v_pages = (torch.cat([x[part][tokens].view(-1, 8, HEADS, HEAD_DIM) for x in history]) for part in (0, 1))
     for head in range(HEADS):
-        for rows in tokens.split(16):
+        for rows in tokens.split(memory.frame.group_tokens):
             scores = k_pages[:, :, head].mean(1) @ q[rows, head].mean(0)
             best = scores.topk(3).indices.tolist()
             k_own, v_own = k[:, head], v[:, head]
