@@ -15,7 +15,6 @@ from .render import INTERRUPTED_EXIT, check_folder, set_logging
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
-    from ...memory.training.encoder_recall import CHARACTERS, measure_encoder_recall
     from ...memory.training.encoder_training import EncoderTraining
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
@@ -60,6 +59,7 @@ def run_encoder(args: argparse.Namespace) -> int:
 
     from ...memory.encoder import MemoryEncoder
     from ...memory.encoder_file import save_encoder
+    from ...memory.training.encoder_recall import CHARACTERS, measure_encoder_recall
     from ...memory.training.encoder_training import tiny_encoder_spec, train_encoder, trained_spec
     from ...memory.training.initialise import initialise_encoder
     from ...memory.training.lora import save_lora
