@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..encoded_history import History
+from ..encoded_history import History, stretches
 from ..encoder import MemoryEncoder, token_positions
 from ..encoder_spec import PATCH, EncoderSpec, LowBranch, Modulation, Rate
 from .causal import TRAIN_TIMESTEPS
@@ -60,8 +60,8 @@ class EncoderTraining:
 
     Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
     frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
-    times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told. `start` names the
-    encoder that training starts from.
+    times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
+    they read the prompts of their own shots. `start` names what training starts from.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
@@ -69,6 +69,7 @@ class EncoderTraining:
     rate: str = "2x2x2"
     branches: str = Branches.BOTH.value
     modulation: str = Modulation.CLEAN.value
+    own_prompts: bool = True
     widths: tuple[int, ...] = (32, 64, 128, 256)
     history_frames: int = 24
     kept_frames: int = 4
@@ -110,6 +111,7 @@ class EncoderBatch(NamedTuple):
     mask: Tensor  # [B, t, h, w], 1 where the character is
     text: Tensor  # [B, W, 4096]
     window: Tensor  # [B, 16, n, h, w], the newest frames, whole
+    prompts: list[list[Tensor]]  # B lists of T: what each frame of the film was made under, [W, 4096]
 
 
 def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
@@ -123,6 +125,7 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
         high=branches is not Branches.LOW,
         low=LowBranch.NONE if branches is Branches.HIGH else LowBranch.LATENTS,
         modulation=Modulation(config.modulation),
+        own_prompts=config.own_prompts,
         base="the tiny model that comes with LongReel",
     )
 
@@ -136,6 +139,7 @@ def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
         widths=spec.stages,
         branches=branches.value,
         modulation=spec.modulation.value,
+        own_prompts=spec.own_prompts,
         **settings,
     )
 
@@ -191,21 +195,21 @@ def encoder_batch(config: EncoderTraining, clips: FilmClips, step: int) -> Encod
     later = (
         past if draw < FIRST_CHUNKS else int(torch.randint(past, (1,), generator=generator)) if draw < SHORTER else 0
     )
-    return clean_batch(config, FilmClips(clips.latents[:, :, later:], clips.mask[:, later:], clips.text), window)
+    return clean_batch(config, clips.later(later), window)
 
 
 def clean_batch(config: EncoderTraining, clips: FilmClips, window: int) -> EncoderBatch:
     """The last segment of these films, to be made beside all that was before and `window` newest frames whole."""
-    latents, mask, text = clips
+    latents, mask, text, prompts = clips
     first = latents.shape[2] - config.segment_frames
     frames = torch.arange(first, latents.shape[2], dtype=torch.float32)
     newest = latents[:, :, max(0, first - window) : first]
-    return EncoderBatch(latents[:, :, :first], latents[:, :, first:], frames, mask[:, first:], text, newest)
+    return EncoderBatch(latents[:, :, :first], latents[:, :, first:], frames, mask[:, first:], text, newest, prompts)
 
 
 def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.Generator) -> EncoderBatch:
     """Some frames are clean and to be made, under no prompt; the others are noise to different degrees."""
-    latents, mask, text = clips
+    latents, mask, text, prompts = clips
     total = latents.shape[2]
     kept = torch.randperm(total, generator=generator)[: config.kept_frames].sort().values
     levels = noise_levels((len(latents), total), config.shift, generator, FAINTEST)
@@ -213,7 +217,8 @@ def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.G
     level = levels[:, None, :, None, None]
     history = latents * (1 - level) + torch.randn(latents.shape, generator=generator) * level
     no_prompt = embed_text("").expand(len(text), -1, -1)
-    return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, latents[:, :, :0])
+    none = latents[:, :, :0]
+    return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, none, prompts)
 
 
 def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History | None:
@@ -221,17 +226,23 @@ def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> H
     spec = encoder.spec
     _, _, frames, height, width = batch.history.shape
     tokens, positions = [], []
+    parts: list[tuple[int, int]] = []  # tokens, and the frame whose prompt they read
     if frames >= spec.rate.frames:
         tokens.append(encoder(batch.history, network.patch_embedding))
-        positions.append(token_positions(spec, spec.grid(frames, height, width)))
+        grid = spec.grid(frames, height, width)
+        positions.append(token_positions(spec, grid))
+        parts += [(grid[1] * grid[2], index * spec.rate.frames) for index in range(grid[0])]
     if batch.window.shape[2]:
         tokens.append(network.patch_embedding(batch.window).flatten(2).transpose(1, 2))
         rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in (height, width))
         newest = batch.target_frames[0] + torch.arange(-batch.window.shape[2], 0)
         positions.append(torch.cartesian_prod(newest, rows, columns))
+        parts += [(len(rows) * len(columns), frame) for frame in newest.int().tolist()]
     if not tokens:
         return None
-    return History(torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames)
+    own = (stretches((count, film[frame]) for count, frame in parts) for film in batch.prompts)
+    prompts = tuple(own) if spec.own_prompts else ()
+    return History(torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames, prompts)
 
 
 def predict_beside_history(
