@@ -34,6 +34,8 @@ from .words import embed_text, split_words
 
 FIRST_CHUNKS, SHORTER = 0.1, 0.5
 """Shares of the steps of stage II that begin a film, and that have none or a part of the past: so do the chunks of a film."""
+FINETUNE_SHIFT = 8.0
+"""Only frames of much noise need history; a returning character is decided there."""
 SAMPLING_STEPS = 8
 FAINTEST = 0.2
 """Frames that are not kept are noised at least this much, as in the paper."""
@@ -135,6 +137,7 @@ def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
     branches = Branches.LOW if not spec.high else Branches.HIGH if spec.low is LowBranch.NONE else Branches.BOTH
     return EncoderTraining(
         stage=EncoderStage.FINETUNE.value,
+        shift=FINETUNE_SHIFT,
         rate=str(spec.rate),
         widths=spec.stages,
         branches=branches.value,
@@ -292,16 +295,20 @@ def train_encoder(
     codec: TileCodec,
     out: Path,
     tell: Callable[[dict[str, float]], None] = lambda row: None,
+    lora: dict[str, Tensor] | None = None,
 ) -> None:
     """Train `encoder` and a new LoRA on `network` in place, or continue the run in `out`.
 
-    `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log. The same settings
+    `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log,
+    `lora` are adapters to begin with in place of new ones. The same settings
     give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or the run in
     `out` has other settings; the last checkpoint stays whole.
     """
     run = RunFolder(out, config)
     parameters = [*encoder.requires_grad_().parameters(), *add_lora(peft, network, config.lora_rank, config.seed)]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    if lora is not None:
+        load_lora_state(network, lora)
     first = 0
     state = run.load()
     if state is not None:
