@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,7 +39,8 @@ class History(NamedTuple):
 
     Frames count from the first of those being made, so history lies below 0; `target_frames` `[T]` are the times of those
     being made where they are not simply 0, 1, 2, ... `prompts` are what each film of the batch reads token by token, one
-    film's for all of them, or nothing, where history reads the prompt of the frames being made.
+    film's for all of them, or nothing, where history reads the prompt of the frames being made. `counts` `[M]` says how many of
+    the model's own tokens each is to count as in attention; None is one each.
     """
 
     tokens: Tensor
@@ -46,6 +48,7 @@ class History(NamedTuple):
     modulation: Modulation
     target_frames: Tensor | None = None
     prompts: tuple[tuple[Stretch, ...], ...] = ()
+    counts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,16 @@ class HistoryConfig:
             raise ValueError(f"The window of a memory encoder needs 0 or more frames, got {self.window_frames}.")
         if self.longest_frames is not None and self.longest_frames < 1:
             raise ValueError(f"The history of a memory encoder needs at least 1 frame, got {self.longest_frames}.")
+
+
+def token_counts(spec: EncoderSpec, parts: Sequence[int], window: bool) -> Tensor | None:
+    """What tokens count as, for `parts` of so many tokens, the last of them whole frames where there is a `window`."""
+    if not spec.proportional:
+        return None
+    counts = torch.full((sum(parts),), float(math.prod(spec.rate)))
+    if window:
+        counts[-parts[-1] :] = 1.0
+    return counts
 
 
 class EncodedHistory:
@@ -147,7 +160,11 @@ class EncodedHistory:
             own = self.spec.own_prompts
             prompts = (stretches((count, self._prompt_of(frame)) for count, frame in parts),) if own else ()
             self.current = History(
-                torch.cat(tokens, dim=1), torch.cat(positions), self.spec.modulation, prompts=prompts
+                torch.cat(tokens, dim=1),
+                torch.cat(positions),
+                self.spec.modulation,
+                prompts=prompts,
+                counts=token_counts(self.spec, [len(places) for places in positions], bool(self.read_frames)),
             )
 
     def _prompt_of(self, frame: int) -> Tensor:

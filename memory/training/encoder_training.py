@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..encoded_history import History, stretches
+from ..encoded_history import History, stretches, token_counts
 from ..encoder import MemoryEncoder, token_positions
 from ..encoder_spec import PATCH, EncoderSpec, LowBranch, Modulation, Rate
 from .causal import TRAIN_TIMESTEPS
@@ -63,7 +63,7 @@ class EncoderTraining:
     Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
     frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
     times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
-    they read the prompts of their own shots. `start` names what training starts from.
+    they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what training starts from.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
@@ -72,6 +72,7 @@ class EncoderTraining:
     branches: str = Branches.BOTH.value
     modulation: str = Modulation.CLEAN.value
     own_prompts: bool = True
+    proportional: bool = True
     widths: tuple[int, ...] = (32, 64, 128, 256)
     history_frames: int = 24
     kept_frames: int = 4
@@ -128,6 +129,7 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
         low=LowBranch.NONE if branches is Branches.HIGH else LowBranch.LATENTS,
         modulation=Modulation(config.modulation),
         own_prompts=config.own_prompts,
+        proportional=config.proportional,
         base="the tiny model that comes with LongReel",
     )
 
@@ -143,6 +145,7 @@ def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
         branches=branches.value,
         modulation=spec.modulation.value,
         own_prompts=spec.own_prompts,
+        proportional=spec.proportional,
         **settings,
     )
 
@@ -245,7 +248,10 @@ def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> H
         return None
     own = (stretches((count, film[frame]) for count, frame in parts) for film in batch.prompts)
     prompts = tuple(own) if spec.own_prompts else ()
-    return History(torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames, prompts)
+    counts = token_counts(spec, [len(places) for places in positions], bool(batch.window.shape[2]))
+    return History(
+        torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames, prompts, counts
+    )
 
 
 def predict_beside_history(

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
-import comfy.sd
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...memory.encoded_history import HistoryConfig
@@ -20,7 +18,7 @@ from ...memory.encoder_file import read_spec
 from ...memory.encoder_spec import EncoderSpec, Modulation, Rate
 from ...memory.training.recall_policies import WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
-from ..host.build import build_tiny_wan
+from ..host.build import build_tiny_reader, build_tiny_wan
 from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder
 from .bench_recall import weights_fingerprint
 from .train_encoder import ENCODER_FILE, LORA_FILE
@@ -93,10 +91,8 @@ def encoded_models(
             raise ValueError(
                 f"{path} is of width {read_spec(path).width}, the model of {width}. Take one trained for it."
             )
-        adapters = comfy.utils.load_torch_file(str(lora), safe_load=True)
-        adapted, _ = comfy.sd.load_lora_for_models(base, None, adapters, 1.0, 0.0)
-        loaded = load_encoder(path, HistoryConfig(0), torch.float32)
-        digest = weights_fingerprint(adapters, loaded.patcher.model.state_dict())
+        adapted, loaded = build_tiny_reader(weights, lora), load_encoder(path, HistoryConfig(0), torch.float32)
+        digest = weights_fingerprint(load_file(lora), loaded.patcher.model.state_dict())
         for row, frames in zip(encoder_policies(name), (0, window), strict=True):
             made.append(
                 EncodedModel(row, digest, adapted, LoadedEncoder(loaded.spec, loaded.patcher, HistoryConfig(frames)))

@@ -38,6 +38,11 @@ def add_encoder(models: Any) -> None:
         action="store_true",
         help="tokens read the prompt of the frames being made, not of their own shots",
     )
+    pretrain.add_argument(
+        "--counts-once",
+        action="store_true",
+        help="a token counts once in attention, not as often as what it stands for",
+    )
     finetune.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="what stage I wrote")
     finetune.add_argument(
         "--lora", type=Path, metavar="FILE", help="the LoRA of stage I, to go on with (default: a new one)"
@@ -138,7 +143,7 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     try:
         if args.stage == "pretrain":
             given = {name: getattr(args, name) for name in ("steps", "rate", "branches", "modulation", "seed")}
-            return EncoderTraining(**given, own_prompts=not args.one_prompt), None
+            return EncoderTraining(**given, own_prompts=not args.one_prompt, proportional=not args.counts_once), None
         files = {"--encoder": args.encoder, "--lora": args.lora}
         for name, file in files.items():
             if file is not None and not file.is_file():

@@ -59,6 +59,7 @@ class _Join:
         self.network, self.history, self.rope_options = network, history, rope_options
         self.own_tokens, self.own_words = 0, 0
         self._text: Tensor | None = None
+        self._bias: Tensor | None = None
         self._positions: Tensor | None = None
         self._modulation: Tensor | None = None
 
@@ -84,7 +85,8 @@ class _Join:
 
     def options(self, own: dict[str, Any]) -> dict[str, Any]:
         """`transformer_options` of a layer, under which every token reads the words that are its own."""
-        return {**own, OVERRIDE: partial(self._attend, own.get(OVERRIDE))} if self.history.prompts else own
+        ours = self.history.prompts or self.history.counts is not None
+        return {**own, OVERRIDE: partial(self._attend, own.get(OVERRIDE))} if ours else own
 
     def _attend(
         self, before: Any, attention: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **settings: Any
@@ -92,7 +94,10 @@ class _Join:
         """An attention override around whatever was there `before`."""
         call = partial(attention if before is None else partial(before, attention), heads=heads, **settings)
         if k.shape[1] == q.shape[1]:
-            made: Tensor = call(q, k, v)
+            made: Tensor = call(q, k, v, **self._counted(q, settings.get("mask")))
+            return made
+        if not self.history.prompts:
+            made = call(q, k, v)
             return made
         own, words = self.own_tokens, self.own_words
         prompts = self.history.prompts
@@ -106,6 +111,16 @@ class _Join:
                 token, word = to_token, to_word
             theirs.append(torch.cat(parts, dim=1))
         return torch.cat([call(q[:, :own], k[:, :words], v[:, :words]), torch.cat(theirs)], dim=1)
+
+    def _counted(self, q: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """A mask under which a token of history counts as often as it should: proportional attention (ToMe, Bolya et al. 2023)."""
+        if self.history.counts is None:
+            return {}
+        if self._bias is None:
+            bias = q.new_zeros(1, 1, 1, q.shape[1])
+            bias[..., self.own_tokens :] = self.history.counts.log().to(q)
+            self._bias = bias.expand(1, 1, q.shape[1], -1)
+        return {"mask": self._bias if mask is None else mask + self._bias}
 
     def positions(self, own: Tensor) -> Tensor:
         """Rotary table `[1, L + M, 1, D / 2, 2, 2]` for the host's table `own` of the frames being made."""
