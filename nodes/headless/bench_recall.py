@@ -24,6 +24,7 @@ from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
 from ...memory.training.linear_codec import drop_silent_branches
 from ...memory.training.recall import SAMPLING_STEPS, recall_film, sampling_levels, swapped_name
+from ...memory.training.recall_flow import dynamic_degree
 from ...memory.training.recall_policies import FULL, PINS, Cell, RecallBench, gated_name, recall_policies
 from ...memory.training.recall_samples import Drift, Sample, Samples
 from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_of
@@ -356,7 +357,8 @@ class RecallRun:
             ends = torch.cat([made[:, :, stop - 2 : stop] for stop in (plan.chunks[at].frames.stop for at in judged)])
             pictures = self.model.last_pictures(ends)
             background = [scene.background(video[JUDGED]) for scene, video in zip(scenes, pictures, strict=True)]
-            self.samples.add(Drift(name, index, judged, tuple(background)))
+            moves = tuple(dynamic_degree(video) for video in pictures)
+            self.samples.add(Drift(name, index, judged, tuple(background), moves))
 
 
 def gated_models(bench: RecallBench, model: TinyModel) -> tuple[GatedModel, ...]:
