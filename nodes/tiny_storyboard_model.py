@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..memory.gates import GateForm
 from ..memory.presets import GATED_PRESETS
 from .host.build import build_tiny_vae, build_tiny_wan, gated_weights, shipped_weights
-from .host.build_hunyuan import build_tiny_hunyuan
+from .host.build_hunyuan import build_tiny_hunyuan, preview_with
 from .host.demo_text import build_demo_clip
 
 ANY = "any memory"
@@ -74,11 +74,13 @@ class TinyStoryboardModel(io.ComfyNode):
 
         Raises ValueError for what does not ship, for gates without causal, and for either with HunyuanVideo.
         """
+        vae = build_tiny_vae(weights=shipped_weights("vae"))
         if family == HUNYUAN:
             model = _hunyuan(trained_for, causal)
+            preview_with(model, vae)
         else:
             model = _wan(trained_for, causal)
-        return io.NodeOutput(model, build_demo_clip(), build_tiny_vae(weights=shipped_weights("vae")))
+        return io.NodeOutput(model, build_demo_clip(), vae)
 
 
 def _wan(trained_for: str, causal: bool) -> ModelPatcher:

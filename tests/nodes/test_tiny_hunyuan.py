@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import nodes as host_nodes
+import numpy as np
 import pytest
+import torch
+from latent_preview import Latent2RGBPreviewer
+from numerics import PREVIEW_ERROR
 from shipped import API_FOLDER, TINY_HUNYUAN, read_json
+from torch.nn.functional import avg_pool2d
 
 from longreel.memory.training.export import save_weights
+from longreel.memory.training.storyworld import FilmSettings, random_film, render_film
 from longreel.nodes.host import build
 from longreel.nodes.host.attach import adapter_for
 from longreel.nodes.host.build import shipped_weights
@@ -52,6 +58,19 @@ def test_a_hunyuan_video_that_does_not_ship_is_refused_with_the_way_to_get_one(
     monkeypatch.setattr(build, "WEIGHTS_FOLDER", tmp_path)
     with pytest.raises(ValueError, match="longreel train tiny --family hunyuan"):
         TinyStoryboardModel.execute(family=HUNYUAN)
+
+
+def test_its_previews_have_the_colours_of_its_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "WEIGHTS_FOLDER", folder)
+    model, _, vae = TinyStoryboardModel.execute(family=HUNYUAN).args
+    picture = render_film(random_film(10_000_000, FilmSettings(chunks=1)))[:1]
+    with torch.inference_mode():
+        latents = model.model.process_latent_in(vae.encode(picture))
+    known = model.model.latent_format
+    host_preview = Latent2RGBPreviewer(known.latent_rgb_factors, known.latent_rgb_factors_bias)
+    seen = torch.from_numpy(np.array(host_preview.decode_latent_to_preview(latents))) / 255
+    true = avg_pool2d(picture.movedim(-1, 1), 8)[0].movedim(0, -1)
+    assert float((seen - true).abs().mean()) < PREVIEW_ERROR
 
 
 @pytest.mark.parametrize(("trained_for", "causal"), [("DecMem", True), (ANY, False)])
