@@ -43,7 +43,8 @@ class ChunkedARSampler(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="A Wan text-to-video model, best a causal few-step checkpoint, or HunyuanVideo."
+                    "model",
+                    tooltip="A Wan text-to-video model, best a causal few-step checkpoint, or HunyuanVideo or Kandinsky 5.",
                 ),
                 StoryboardSocket.Input("storyboard", tooltip="The film in words, from the Storyboard node."),
                 io.Sigmas.Input(
@@ -90,7 +91,7 @@ class ChunkedARSampler(io.ComfyNode):
                     "vae",
                     optional=True,
                     tooltip="Connect it to get a video, decoded chunk by chunk. "
-                    "Only Wan's VAEs can do that; for HunyuanVideo put VAE Decode (Tiled) behind the latent output.",
+                    "Only Wan's VAEs can do that; for HunyuanVideo and Kandinsky 5 put VAE Decode (Tiled) behind the latent output.",
                 ),
                 EncoderSocket.Input(
                     "encoder",

@@ -48,10 +48,7 @@ def recall_policies(
     A new policy is one line here.
     """
     window, trained = WINDOW_CHUNKS * chunk_frames, TRAINED_CHUNKS * chunk_frames
-    full = {
-        f"full, {positions.value}": MemoryConfig(None, 0, positions, trained)
-        for positions in (PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS, PositionPolicy.CLAMPED)
-    }
+    full = {f"full, {positions.value}": MemoryConfig(None, 0, positions, trained) for positions in PositionPolicy}
     sink = MemoryConfig(window, chunk_frames, own, trained)
     ours = replace(sink, bank=PRESETS[LONGREEL].bank)
     if compare == "budgets":

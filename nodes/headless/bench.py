@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from .boot import DEVICES, boot_host
+from .train import FAMILIES
 
 NAME = "bench"
 
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--films", type=int, help="films for each film length and distance (default: 96; 3 with --quick)"
     )
     recall.add_argument("--weights", type=Path, metavar="FOLDER", help="a model that `longreel train tiny` made")
+    recall.add_argument(
+        "--family", choices=FAMILIES, help="which tiny model (default: the one in --weights, or else wan)"
+    )
     recall.add_argument(
         "--compare",
         metavar="WHAT",
