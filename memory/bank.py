@@ -73,7 +73,8 @@ class Bank:
 
     def keep_tally(self, first_slot: int) -> None:
         """Count what is chosen; shortlists begin at `first_slot` of the working set."""
-        self.tally = ReadTally(self._spec, self.store.streams, first_slot, self.capacity, STEPS_WITH_A_NEW_SHORTLIST)
+        shortlists = STEPS_WITH_A_NEW_SHORTLIST if self.config.refresh else 1
+        self.tally = ReadTally(self._spec, self.store.streams, first_slot, self.capacity, shortlists)
 
     def allocate(self) -> None:
         """Take the memory."""
@@ -102,6 +103,11 @@ class Bank:
         self._turns = turns  # of each run of slots, its row of the rotations
         spec = self._spec
         self._rotation = time_rotation(times, spec.time_channels, spec.theta, spec.device)
+
+    def enter_step(self, step: int, steps: int) -> None:
+        """The chunk is at this step of so many, the first one being 0."""
+        if self.tally is not None:
+            self.tally.enter(step, steps)
 
     def begin_pass(self) -> None:
         """Choose new shortlists, as a chunk begins and before its commit."""

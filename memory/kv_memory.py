@@ -93,7 +93,9 @@ class KVMemory:
         self._places: dict[int, list[Placement | None]] = {}
         self._versions: dict[int, int] = {}
         self._commits = self._next_frame = 0
-        self._moved = 0  # frames that were brought into the working set, one for each layer
+        self._moved = self._stayed = (
+            0  # frames that were brought into the working set, or stayed there, one for each layer
+        )
         self._written: set[tuple[int, int]] = set()
         self._working: tuple[Tensor, Tensor] | None = None
         self._lengths = self._order = torch.empty(0)
@@ -137,6 +139,11 @@ class KVMemory:
         """Bytes of keys and values that came out of the store into the working set for the present chunk."""
         pages = 0 if self.bank is None else self.bank.moved_pages
         return self._moved * self.store.frame_bytes // self.spec.layers + pages * self.store.page_bytes
+
+    @property
+    def stayed_bytes(self) -> int:
+        """Bytes of the working set that every query of the present chunk reads and that were there before it."""
+        return self._stayed * self.store.frame_bytes // self.spec.layers
 
     def bank_reads(self) -> BankReads | None:
         """What the present chunk read page by page; None where nothing was, or nothing was counted."""
@@ -197,7 +204,7 @@ class KVMemory:
         alike = len(choices) == 1
         if alike and len(self._places) > 1:
             self._places = {}
-        self._moved = 0
+        self._moved = self._stayed = 0
         with self.watch.timed("copy"):
             for layer, choice in enumerate(choices):
                 self._bring(choice, frames, layer, range(self.spec.layers) if alike else range(layer, layer + 1))
@@ -314,6 +321,7 @@ class KVMemory:
         rotations = time_rotation(turns, self.spec.time_channels, self.spec.theta, self.spec.device)
         self.current_rotation = rotations[len(copies) :]  # [T, pairs, 2, 2], one for each frame being made
         self._moved += len(copies) * len(layers)
+        self._stayed += (len(wanted) - len(copies)) * len(layers)
         self._gather(copies, rotations, layers)
         if self.bank is not None and layers.start == 0:
             slots = [self.table.first_slot(frame) for frame in choice.bank]

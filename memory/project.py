@@ -156,16 +156,18 @@ class Project:
                 f"got {latents.dtype} {list(latents.shape)}."
             )
         data = safetensors.torch.save({_LATENTS: latents.detach().cpu().contiguous()})
-        trace_bytes = self.trace_path.stat().st_size if self.trace_path.exists() else 0
-        record = ChunkRecord(
-            chunk.index, _record_of(data), chunk.frames.start, chunk.frames.stop, chunk.shot, seconds, trace_bytes
-        )
+        frames, trace_bytes = chunk.frames, self._trace_bytes
+        record = ChunkRecord(chunk.index, _record_of(data), frames.start, frames.stop, chunk.shot, seconds, trace_bytes)
         kept = self._manifest
         manifest = replace(kept, chunks=(*kept.chunks[: chunk.index], record), segments=kept.segments[: chunk.index])
         with whole_file(self.chunk_path(chunk.index)) as part:
             part.write_bytes(data)
         manifest.write(self.folder / _MANIFEST)
         self._manifest = manifest
+
+    @property
+    def _trace_bytes(self) -> int:
+        return self.trace_path.stat().st_size if self.trace_path.exists() else 0
 
     def load_chunk(self, index: int) -> Tensor | None:
         """The latents of a finished chunk, float32 on the CPU, or None where they are not there whole."""
@@ -205,7 +207,9 @@ class Project:
         kept = self._manifest
         with explained(f"read {self.segment_path(index)}"):
             file = FileRecord.of(self.segment_path(index)) if pictures else None
-        manifest = replace(kept, segments=(*kept.segments[:index], SegmentRecord(index, file, pictures)))
+        told = replace(kept.chunks[-1], trace_bytes=self._trace_bytes)  # what its pictures cost stands there by now
+        segments = (*kept.segments[:index], SegmentRecord(index, file, pictures))
+        manifest = replace(kept, chunks=(*kept.chunks[:-1], told), segments=segments)
         manifest.write(self.folder / _MANIFEST)
         self._manifest = manifest
 

@@ -22,7 +22,7 @@ class FinishedChunk:
     share of the layers read each of the `read_frames`: all, unless a prompt bank chooses for each layer. `excluded` frames were
     not read because they are `vetoed`, or closed by a `cut`. `milliseconds` by part (`Stopwatch`): recache, denoise and
     commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where memory lies to where it is
-    read; `remembered` frames were readable behind the chunk.
+    read, `stayed_bytes` were there from the chunk before; `remembered` frames were readable behind the chunk.
     """
 
     chunk: Chunk
@@ -37,6 +37,7 @@ class FinishedChunk:
     excluded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bank_reads: BankReads | None = None
     moved_bytes: int = 0
+    stayed_bytes: int = 0
     remembered: int = 0
 
     @property
@@ -104,6 +105,7 @@ class Rollout:
                 excluded=excluded,
                 bank_reads=memory.bank_reads(),
                 moved_bytes=memory.moved_bytes,
+                stayed_bytes=memory.stayed_bytes,
                 remembered=len(memory.table.frames),
             )
 

@@ -130,11 +130,12 @@ class Film:
     def guider(self) -> FilmGuider:
         """The guider of this film: a prompt for each shot, and behind them one for each chunk that blends two."""
         prompts = self.storyboard.conditionings
-        mixed = [blended(prompts[blend.shot - 1], prompts[blend.shot], blend.weight) for blend in self._blends]
+        mixed = [blended(prompts[blend.shot - 1], prompts[blend.shot], blend.weight) for blend in self.blends]
         return FilmGuider(self.remembering, (*prompts, *mixed), self.storyboard.negative, self.cfg)
 
     @property
-    def _blends(self) -> tuple[Blend, ...]:
+    def blends(self) -> tuple[Blend, ...]:
+        """Chunks that are made under two prompts."""
         return blends(self.plan, self.storyboard.transitions, self.storyboard.fps)
 
     def film_sampler(self, project: Project | None, recorder: Recorder | None) -> FilmSampler:
@@ -154,7 +155,7 @@ class Film:
             reaches=reaches(self.plan, self.storyboard.transitions),
             prompts={
                 (self.plan.chunks[blend.chunk].frames.start, blend.shot): len(self.storyboard.conditionings) + at
-                for at, blend in enumerate(self._blends)
+                for at, blend in enumerate(self.blends)
             },
             tallied=True,
         )

@@ -143,6 +143,7 @@ class ChunkSteps:
     def denoise(self, chunk: Chunk) -> Tensor:
         """Clean latents `[1, C, T, H, W]` of the chunk."""
         self._enter(self._film.prompts.get((chunk.frames.start, chunk.shot), chunk.shot))
+        self._enter_step(0)
         denoise = self._few_steps if self._film.inner is None else self._many_steps
         return denoise(chunk)
 
@@ -158,6 +159,10 @@ class ChunkSteps:
                 self._session.forget_text()
             self._session.prompt = shot
         self._guider.shot = shot
+
+    def _enter_step(self, step: int) -> None:
+        if self._session is not None:
+            self._session.enter_step(step, len(self._levels) - 1)
 
     def _draw(self, chunk: Chunk, step: int) -> Tensor:
         shape = (*self._template.shape[:2], len(chunk.frames), *self._template.shape[3:])
@@ -200,6 +205,7 @@ class ChunkSteps:
         self._report(done.chunk, len(self._levels) - 2, done.latents, done.latents)
 
     def _report(self, chunk: Chunk, step: int, clean: Tensor, x: Tensor) -> None:
+        self._enter_step(step + 1)
         if self._callback is None:
             return
         steps = len(self._levels) - 1

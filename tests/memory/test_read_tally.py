@@ -16,7 +16,7 @@ from longreel.memory.config import BankConfig, KVSpec, MemoryConfig
 from longreel.memory.kv_memory import KVMemory
 from longreel.memory.prompt_bank import Wish
 from longreel.memory.read_tally import ReadTally
-from longreel.memory.trace_groups import group_of_each, head_groups, layer_groups
+from longreel.memory.trace_groups import group_of_each, head_groups, layer_groups, step_groups
 
 SPEC = KVSpec(3, 2, 16, 6, 8, 4, 10_000.0, torch.float32, torch.device("cpu"))
 TOKENS = 48
@@ -86,8 +86,9 @@ def test_amounts_are_those_of_the_lists_that_were_made(monkeypatch: pytest.Monke
     assert memory.bank is not None
     assert memory.bank.tally is not None
     shortlists: dict[int, np.ndarray] = {}
-    expected = np.zeros((SPEC.layers, SPEC.heads, len(memory.bank.frames)))
-    lists_made = 0
+    expected = np.zeros((3, SPEC.layers, SPEC.heads, len(memory.bank.frames)))
+    seen: dict[tuple[int, ...], set[int]] = {}
+    lists_made, group = 0, 0
     bring, choose = memory.bank.tally.bring, memory.bank.choose
 
     def spying_bring(layer: int, stream: int, places: torch.Tensor, lengths: torch.Tensor) -> None:
@@ -101,18 +102,63 @@ def test_amounts_are_those_of_the_lists_that_were_made(monkeypatch: pytest.Monke
         for head, groups in enumerate((lists.slots - first).tolist()):
             for page in (page for group in groups for page in group):
                 place, length = shortlists[layer][:, head, page]
-                expected[layer, head, place] += length / TOKENS
+                expected[group, layer, head, place] += length / TOKENS
+                seen.setdefault((group, layer, head, id(shortlists[layer])), set()).add(page)
         return chosen
 
     monkeypatch.setattr(memory.bank.tally, "bring", spying_bring)
     monkeypatch.setattr(memory.bank, "choose", spying_choose)
-    attend(memory, 0, 1, 2, 3)
+    for step in range(5):  # the last group has one step, the others two
+        group = step // 2
+        memory.bank.enter_step(step, 5)
+        attend(memory, step)
     reads = memory.bank_reads()
     assert reads is not None
+    a_step = lists_made // 5
+    assert reads.lists == tuple(SPEC.layers * a_step * steps for steps in (2, 2, 1))
+    by_step = expected.mean(axis=(1, 2)) / np.array([[2.0], [2.0], [1.0]]) / a_step
+    assert_allclose(reads.steps, by_step, atol=ROUNDING)
+    assert_allclose(np.average(reads.steps, axis=0, weights=reads.lists), reads.whole, atol=ROUNDING)
+    assert reads.listed_pages == (memory.bank.pages_read,) * 3
+    for at, different in enumerate(reads.different_pages):
+        assert different == pytest.approx(np.mean([len(pages) for key, pages in seen.items() if key[0] == at]))
+    expected = expected.sum(axis=0)
     assert_allclose(reads.amounts, expected / lists_made, atol=ROUNDING)
     assert_allclose(reads.whole, reads.amounts.mean(axis=(0, 1)), atol=ROUNDING)
     assert 0 < np.count_nonzero(reads.whole) < len(reads.frames) * 2
     assert_allclose(reads.whole.sum(), memory.frames_worth - len(memory.read_frames), atol=0.1)  # short pages differ
+
+
+def test_streams_that_begin_at_different_steps_are_counted_apart() -> None:
+    """As where guidance is left out at first: the second stream has its first shortlist when the first has its last."""
+    memory = film(FEW, 6, streams=2)
+    assert memory.bank is not None
+    for step in range(6):
+        memory.bank.enter_step(step, 6)
+        attend(memory, step, streams=1 if step < 3 else 2)
+    reads = memory.bank_reads()
+    assert reads is not None
+    assert np.array(reads.lists) * 4 == pytest.approx(np.array([4, 6, 8]) * reads.lists[0])
+    assert_allclose(np.average(reads.steps, axis=0, weights=reads.lists), reads.whole, atol=ROUNDING)
+    assert_allclose(reads.steps.sum(axis=1), reads.whole.sum(), atol=0.1)  # short pages differ
+
+
+def test_a_sampler_that_goes_back_or_beyond_its_last_step_stays_in_the_group_it_reached() -> None:
+    memory = film(FEW, 6)
+    assert memory.bank is not None
+    for step in (0, 3, 1, 9):
+        memory.bank.enter_step(step, 4)
+        attend(memory, step)
+    reads = memory.bank_reads()
+    assert reads is not None
+    assert [lists // reads.lists[0] for lists in reads.lists] == [1, 0, 0, 3]
+    assert reads.steps[1:3].tolist() == np.zeros((2, len(reads.frames))).tolist()
+
+
+def test_what_is_told_by_steps_takes_no_more_of_the_card_than_a_row_for_each_change() -> None:
+    """Wan 1.3B: 1.8 MB a stream, whatever the number of steps."""
+    wan = replace(SPEC, layers=30, heads=12)
+    assert ReadTally(wan, 1, 366, 256, 2).bytes == 5 * 30 * 12 * 256 * 4
 
 
 def test_a_commit_is_not_counted_and_the_next_chunk_begins_anew() -> None:
@@ -148,7 +194,7 @@ def test_layers_and_heads_are_told_in_few_groups_that_cover_all_of_them() -> Non
     assert layer_groups(30) == [(first, min(first + 3, 29)) for first in range(0, 30, 4)]
     assert head_groups(12) == [(head, head) for head in range(12)]
     for count in range(1, 90):
-        for groups, most in ((layer_groups(count), 8), (head_groups(count), 12)):
+        for groups, most in ((layer_groups(count), 8), (head_groups(count), 12), (step_groups(count), 4)):
             assert len(groups) <= most
             assert group_of_each(groups) == sorted(group_of_each(groups))
             assert len(group_of_each(groups)) == count
