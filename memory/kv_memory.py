@@ -28,6 +28,7 @@ from .positions import assign_times
 from .prompt_bank import Brought, Scorer, Wish
 from .read_tally import BankReads
 from .select import EVERYTHING, Choice, cut_away, select_frames
+from .selections import Selections
 from .stopwatch import Stopwatch
 from .text_record import TextRecord
 from .transitions import Reach
@@ -52,13 +53,15 @@ class KVMemory:
         *,
         words: int = 0,
         tallied: bool = False,
+        keep_selections: bool = False,
         gates: GateForm | None = None,
     ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
 
         There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. A prompt bank may
         keep a record of the words of prompts up to `longest_prompt`. `words` is how many a model at most joins with the picture
-        in one attention. With `tallied` it is counted what each chunk reads of the bank, which changes no bit of the film.
+        in one attention. With `tallied` it is counted what each chunk reads of the bank, with `keep_selections` all of its lists are
+        kept; neither changes a bit of the film.
         `gates` says in which branches a memory with a bank is read; without, it is read with one softmax. Raises ValueError
         when a chunk does not fit into the window.
         """
@@ -79,6 +82,10 @@ class KVMemory:
         self.compression = Compression(self.store) if compressed else None
         if tallied and self.bank is not None:
             self.bank.keep_tally(self._bank_slot)
+        if keep_selections and self.bank is not None:
+            parts = [part for part in (chunk_frames * spec.frame_tokens, words) if part]
+            groups = sum(-(-part // self.bank.group_tokens(part)) for part in parts)
+            self.bank.keep_selections(self._bank_slot, groups)
         self.record: TextRecord | None = None
         if config.prompt_bank is not None and config.prompt_bank.scorer is not Scorer.LATE_INTERACTION:
             self.record = TextRecord(spec, config.prompt_bank.scorer, kept, longest_prompt)
@@ -149,6 +156,24 @@ class KVMemory:
         """What the present chunk read page by page; None where nothing was, or nothing was counted."""
         tally = None if self.bank is None else self.bank.tally
         return None if tally is None else tally.sum_up()
+
+    def selections(self, frames: range) -> Selections | None:
+        """All lists of the chunk of these frames; None where nothing was chosen, or nothing is kept."""
+        if self.bank is None or self.bank.log is None:
+            return None
+        facts = {
+            "first_frame": frames.start,
+            "end_frame": frames.stop,
+            "dense_frames": self._dense_frames + len(frames),
+            "frame_tokens": self.spec.frame_tokens,
+            "page_tokens": self.frame.page_tokens,
+            "group_tokens": self.bank.group_tokens(len(frames) * self.spec.frame_tokens),
+        }
+        return self.bank.log.finish(facts)
+
+    def selection_bytes(self, model_calls: int) -> int:
+        """Bytes on disk at most of the lists of a chunk for which the model is called so often, the commit included."""
+        return 0 if self.bank is None else self.bank.selection_bytes(model_calls)
 
     def allocate(self, folder: Path | None = None) -> None:
         """Take all memory of the run at once; what lies beside the card is kept in `folder` where one is given."""

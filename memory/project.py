@@ -26,7 +26,7 @@ MAX_NAME_LENGTH = 80
 MAX_NAME_BYTES = 200  # file systems stop at 255 for a name, and ours gets a suffix
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}  # of Windows
-_MANIFEST, _CHUNKS, _SEGMENTS = "manifest.json", "chunks", "segments"
+_MANIFEST, _CHUNKS, _SEGMENTS, _SELECTIONS = "manifest.json", "chunks", "segments", "selections"
 _LATENTS = "latents"
 
 _Record = TypeVar("_Record", ChunkRecord, SegmentRecord)
@@ -138,6 +138,10 @@ class Project:
         """The video of a chunk, to be written before `record_segment`."""
         return _segment_path(self.folder, index)
 
+    def selection_path(self, index: int) -> Path:
+        """The lists of a chunk, where they are kept; to be written before `save_chunk`."""
+        return selection_path(self.folder, index)
+
     def thumbnail_path(self, index: int) -> Path:
         """The thumbnail of a chunk."""
         return thumbnail_path(self.folder, index)
@@ -222,6 +226,11 @@ def _segment_path(folder: Path, index: int) -> Path:
     return folder / _SEGMENTS / f"{index:05d}.mp4"
 
 
+def selection_path(folder: Path, index: int) -> Path:
+    """The lists of a chunk of the film in a folder."""
+    return folder / _SELECTIONS / f"{index:05d}.safetensors"
+
+
 def _record_of(data: bytes) -> FileRecord:
     return FileRecord(len(data), hashlib.sha256(data).hexdigest())
 
@@ -256,6 +265,7 @@ def _settled(folder: Path, new: Manifest) -> Project:
     new.write(folder / _MANIFEST)
     project = Project(folder, new, report=report)
     project.trace_path.unlink(missing_ok=True)
+    _drop_selections(folder, 0)
     return project
 
 
@@ -296,6 +306,7 @@ def _continued(folder: Path, earlier: Manifest, pictures_of: str | None) -> Proj
     manifest.write(folder / _MANIFEST)  # a folder that turned read-only is to be noticed now, not after the first chunk
     project = Project(folder, manifest, report=report)
     _cut(project.trace_path, chunks[-1].trace_bytes if chunks else 0)
+    _drop_selections(folder, len(chunks))
     return project
 
 
@@ -309,6 +320,14 @@ def _cut(path: Path, size: int) -> None:
         path.unlink(missing_ok=True)
     elif path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
+
+
+def _drop_selections(folder: Path, first: int) -> None:
+    """Remove the lists of the chunks from `first` on: those chunks are not finished."""
+    kept = {selection_path(folder, index).name for index in range(first)}
+    for path in (folder / _SELECTIONS).glob("*"):
+        if path.name not in kept:
+            path.unlink()
 
 
 def _next_free(folder: Path) -> Path:

@@ -57,6 +57,7 @@ class ReadTally:
         one after the other in each layer."""
         self._spec, self._first_slot = spec, first_slot
         self._shortlists = (shortlists, streams, spec.layers, spec.heads, pages)
+        self._group, self._groups = 0, 1  # of steps: the present one, and how many there are
         self._rows = (shortlists + MOST_STEP_GROUPS - 1, *self._shortlists[1:])
         self.release()
 
@@ -147,8 +148,7 @@ class ReadTally:
 
     def _begin(self, frames: tuple[int, ...]) -> None:
         self._frames, self._open = frames, False
-        self._group: int = 0
-        self._groups: int = 1
+        self._group, self._groups = 0, 1
         self._brought: dict[tuple[int, int], int] = {}
         self._seen: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._lists = np.zeros((MOST_STEP_GROUPS, self._spec.layers), dtype=np.int64)

@@ -19,7 +19,7 @@ from ..memory.chunks import Plan
 from ..memory.encoder_spec import LowBranch
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
-from .film_check import check_film
+from .film_check import check_film, check_selections
 from .host.attach import attach_memory, default_memory, film_marks, memory_config, plan_moments
 from .host.conditioning import blended
 from .host.encoder_model import LoadedEncoder, attach_encoder
@@ -44,7 +44,10 @@ class FilmResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """All that makes a film. `start` is a LATENT tensor `[1, C, 1, H, W]` or None; without a VAE nothing is decoded."""
+    """All that makes a film. `start` is a LATENT tensor `[1, C, 1, H, W]` or None; without a VAE nothing is decoded.
+
+    `keep_selections` keeps all lists of pages that the film reads, which changes no bit of it.
+    """
 
     model: ModelPatcher
     storyboard: PlannedStoryboard
@@ -58,6 +61,7 @@ class Film:
     start: Tensor | None = None
     vae: comfy.sd.VAE | None = None
     encoder: LoadedEncoder | None = None
+    keep_selections: bool = False
 
     @cached_property
     def remembering(self) -> ModelPatcher:
@@ -104,6 +108,7 @@ class Film:
         finished chunks stay.
         """
         self.check()
+        check_selections(self, root / self.project)
         pictures_of = None if self.vae is None else model_fingerprint(self.vae.patcher)
         with Project.open(root, self.project, self._settings(), pictures_of) as project:
             project.save_storyboard(self.storyboard.to_json(self.plan))
@@ -158,6 +163,7 @@ class Film:
                 for at, blend in enumerate(self.blends)
             },
             tallied=True,
+            keep_selections=self.keep_selections,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Keeps a film on disk while it is made: latents, trace and pictures of every finished chunk."""
+"""Keeps a film on disk while it is made: latents, trace and pictures of every finished chunk, and its lists where they are asked for."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..memory.inspection import inspect_chunk, longest_reach
 from ..memory.picture.words import film_seconds
 from ..memory.project import Project
 from ..memory.rollout import FinishedChunk
+from ..memory.selections import save_selections
 from ..memory.thumbnails import write_thumbnail
 from ..memory.trace import Trace, TraceError, read_trace
 from ..memory.trace_groups import step_groups
@@ -52,6 +53,8 @@ class Recorder:
             line = self._earlier.get(done.chunk.index)
         else:
             line = self._trace_chunk(done, guider, drift)
+            if done.selections is not None:
+                save_selections(self._project.selection_path(done.chunk.index), done.selections)
             self._project.save_chunk(done.chunk, latents, done.seconds)
         if self._decoder is None and not self._project.thumbnail_path(done.chunk.index).exists():
             self._preview(done.chunk.index, latents)

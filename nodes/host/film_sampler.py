@@ -61,7 +61,7 @@ class FilmSampler(comfy.samplers.Sampler):
     LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None. `cast` are the characters of each shot,
     `marks` the storyboard's pins and vetoes, `reaches` how far back it may look. `prompts` names another prompt of the
     guider than the shot's own, by the first frame of a chunk and its shot. `tallied` counts what is read of the bank, for a
-    trace.
+    trace; `keep_selections` hands on all lists, for a replay.
     """
 
     plan: Plan
@@ -78,6 +78,11 @@ class FilmSampler(comfy.samplers.Sampler):
     reaches: tuple[Reach, ...] = ()
     prompts: Mapping[tuple[int, int], int] = field(default_factory=dict)
     tallied: bool = False
+    keep_selections: bool = False
+
+    def model_calls(self, steps: int) -> int:
+        """How often the model is called for a chunk of so many steps, the commit included: a SAMPLER may do it twice a step."""
+        return steps * (1 if self.inner is None else 2) + 1
 
     def sample(
         self,
