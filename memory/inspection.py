@@ -8,13 +8,15 @@
         "reads": [[frame, kind, amount, score, why], ...], "reads_rest": 0.0,
         "selected": [[layer_group, head_group, frame, amount], ...], "selected_rest": 0.0,
         "by_step": [[frame, amount, amount, ...], ...], "by_step_rest": [0.0, ...], "steps": [[lists, pages, different], ...],
-        "excluded": {"vetoed": [frame, ...], "cut": [...]}, "recached": [frame, ...], "blend": 0.5, "remembered": 12,
+        "mass": [[0.0, ...], ...], "mass_by_step": [0.0, ...],
+        "excluded": {"vetoed": [frame, ...], "cut": [...]}, "recached": [frame, ...], "blend": 0.5, "remembered": 12, "selection_bytes": 0,
         "milliseconds": {...}, "bytes": {...}, "hits": {...}, "drift": {...}}],
      "thumbnails": [{"chunk": 0, "src": "..."}], "pins": "12.5s", "vetoes": ""}
 
 Frames are latent frames [first, end). `kind` is one of WINDOW, SINK, BANK (whole frames that were brought back) and PAGES
 (chosen page by page); `amount` the share of the frame's keys that the chunk read, 1 for whole frames that every
-layer read. `by_step` tells it for each step group, of the frames that were read most page by page. `recached` frames were encoded anew
+layer read. `by_step` tells it for each step group, of the frames that were read most page by page. `mass` is the share of
+the attention that went to these pages, by layer group and head group, and `mass_by_step` by step group. `recached` frames were encoded anew
 before the chunk; `blend` is the weight of its own shot's prompt, null where it has no other. `steps`, `milliseconds`, `bytes`, `hits` and
 `drift` are those of the trace (`trace_lines.py`); what a trace of an older version does not know is empty.
 Prompts and names are data and may hold markup. Nothing here knows torch.
@@ -93,10 +95,13 @@ def inspect_chunk(header: Mapping[str, Any], event: Mapping[str, Any]) -> dict[s
         "by_step": [[row[0], *(amount / UNIT for amount in row[1:])] for row in event.get("bank_steps", [])],
         "by_step_rest": [amount / UNIT for amount in event.get("bank_steps_rest", [])],
         "steps": list(event.get("steps", [])),
+        "mass": [[share / UNIT for share in of_heads] for of_heads in event.get("mass", [])],
+        "mass_by_step": [share / UNIT for share in event.get("mass_steps", [])],
         "excluded": excluded,
         "recached": list(event.get("recached_frames", [])),
         "blend": event.get("blend"),
         "remembered": event.get("remembered"),
+        "selection_bytes": event.get("selection_bytes", 0),
         "milliseconds": _milliseconds(event),
         "bytes": dict(event.get("bytes", {})),
         "hits": dict(event.get("hits", {})),

@@ -275,6 +275,8 @@ class KVMemory:
             group_tokens = self.bank.group_tokens(len(part))
             state = page_attention(q[part], working, chosen, dense_tokens=dense_tokens, group_tokens=group_tokens)
             out[part] = state.out
+            if self.bank.tally is not None:
+                self.bank.tally.weigh(layer, stream, state)
         return out.flatten(1)[None]
 
     def reserve(self, frames: range) -> None:

@@ -4,7 +4,8 @@ Queries choose pages for every layer, head, step and group of queries: 5 million
 the card does at each call is to count, for each layer and head, how often each page of the shortlist was listed (int32,
 `[rows, streams, layers, H, pages]`, of fixed size). A row is one shortlist in one group of steps: the next one begins where
 either changes, so there are few, whatever the sampler does. Which frame a page belongs to is known beside the card, where
-shortlists come from. At the end of the chunk the counts come over in one copy and become shares of frames.
+shortlists come from. At the end of the chunk the counts come over in one copy and become shares of frames. Where the kernel makes
+lists and dense tokens apart (on a CPU, and on the cards of `split`), it knows how much of the attention went to either.
 
 A call of the model belongs to the step that is under way: as many steps are done as the sampler has told. One that calls the
 model twice in a step (heun) tells it after the first call, so the second one, at the next step's noise, belongs to the next.
@@ -23,10 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.pages import PageLists, count_listed
+from ..kernels.state import ReadState
 from .config import KVSpec
 from .trace_groups import MOST_STEP_GROUPS, group_of_each, head_groups, layer_groups, step_groups
 
 Amounts: TypeAlias = NDArray[np.float64]
+Indices: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,9 @@ class BankReads:
     `steps[s, f]` is the same in step group s alone, where a head made `lists[s]` lists in all layers and streams together:
     weighed by them, the mean of `steps` is `whole`. A list held `listed_pages[s]` pages, and `different_pages[s]` of a
     shortlist were in at least one list of their head: the mean over layers, heads and streams.
+
+    `mass[a, b]` is the share of a query's attention that went to what it read page by page, 0 to 1, the mean as in `amounts`, and
+    `mass_steps[s]` the mean over all layers and heads in a step group; None where the kernel that ran does not know it.
     """
 
     frames: tuple[int, ...]
@@ -47,6 +53,8 @@ class BankReads:
     lists: tuple[int, ...]
     listed_pages: tuple[float, ...]
     different_pages: tuple[float, ...]
+    mass: Amounts | None = None
+    mass_steps: Amounts | None = None
 
 
 class ReadTally:
@@ -59,29 +67,32 @@ class ReadTally:
         self._shortlists = (shortlists, streams, spec.layers, spec.heads, pages)
         self._group, self._groups = 0, 1  # of steps: the present one, and how many there are
         self._rows = (shortlists + MOST_STEP_GROUPS - 1, *self._shortlists[1:])
+        self._weighed = (MOST_STEP_GROUPS, streams, spec.layers, spec.heads)
         self.release()
 
     def release(self) -> None:
         """Drop every tensor."""
-        self._counts = torch.empty(0)
+        self._counts = self._masses = torch.empty(0)
         self._places = self._lengths = np.empty(0, dtype=np.int32)
         self._begin(())
 
     def allocate(self) -> None:
         """Take the memory."""
         self._counts = torch.zeros(self._rows, dtype=torch.int32, device=self._spec.device)
+        self._masses = torch.zeros(self._weighed, device=self._spec.device)
         self._places = np.zeros(self._shortlists, dtype=np.int32)
         self._lengths = np.zeros_like(self._places)
 
     @property
     def bytes(self) -> int:
         """Bytes on the card that `allocate` takes."""
-        return math.prod(self._rows) * torch.int32.itemsize
+        return math.prod(self._rows) * torch.int32.itemsize + math.prod(self._weighed) * torch.float32.itemsize
 
     def begin(self, frames: Sequence[int]) -> None:
         """Count for a chunk that is offered these frames."""
         self._begin(tuple(frames))
         self._counts.zero_()
+        self._masses.zero_()
         self._places.fill(0)  # the chunk before may have been offered more frames
         self._open = True
 
@@ -111,6 +122,12 @@ class ReadTally:
                 rows.append(row)
             count_listed(lists, self._counts[len(rows) - 1, stream, layer], self._first_slot)
             self._lists[self._group, layer] += lists.slots.shape[1]
+
+    def weigh(self, layer: int, stream: int, state: ReadState) -> None:
+        """How much of one call's attention went to its lists, where the kernel knows it."""
+        if self._open and state.listed is not None:
+            self._masses[self._group, stream, layer] += torch.sub(state.listed, state.lse).exp_().sum(dim=0)
+            self._queries[self._group, layer] += len(state.lse)
 
     def sum_up(self) -> BankReads | None:
         """What the chunk read, or None where nothing was counted. Waits for the card: for the end of a chunk."""
@@ -144,11 +161,24 @@ class ReadTally:
             tuple(lists.tolist()),
             tuple((pages / made).tolist()),
             tuple((different / np.maximum(shortlists, 1) / spec.heads).tolist()),
+            *self._sum_masses(of_layer, of_head),
         )
+
+    def _sum_masses(self, of_layer: Indices, of_head: Indices) -> tuple[Amounts, Amounts] | tuple[None, None]:
+        """`mass` and `mass_steps`, where they are known."""
+        if not self._queries.any():
+            return None, None
+        masses = self._masses[: self._groups].sum(dim=1).cpu().numpy().astype(np.float64)  # [step groups, layers, H]
+        asked, heads = self._queries[: self._groups], self._spec.heads
+        cells = np.zeros((of_layer[-1] + 1, of_head[-1] + 1))
+        np.add.at(cells, (of_layer[:, None], of_head), masses.sum(axis=0))
+        of_cells = np.bincount(of_layer, asked.sum(axis=0))[:, None] * np.bincount(of_head)
+        return cells / np.maximum(of_cells, 1), masses.sum(axis=(1, 2)) / (np.maximum(asked.sum(axis=1), 1) * heads)
 
     def _begin(self, frames: tuple[int, ...]) -> None:
         self._frames, self._open = frames, False
         self._group, self._groups = 0, 1
         self._brought: dict[tuple[int, int], int] = {}
         self._seen: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._queries = np.zeros((MOST_STEP_GROUPS, self._spec.layers), dtype=np.int64)
         self._lists = np.zeros((MOST_STEP_GROUPS, self._spec.layers), dtype=np.int64)

@@ -9,12 +9,15 @@ amount, cell, amount, ...] where a cell is layer group x head groups + head grou
 each step group. The largest amounts are told, what was left out adds up to `bank_rest`, to `selected_rest` in the mean over
 cells, and to `bank_steps_rest` in each step group. `steps` are [lists, pages, different] of each step group: how many lists a head made
 (weighed by them, the mean of `bank_steps` is `bank`), how many pages a list held, and how many pages of a shortlist were in any.
+`mass` [layer group][head group] is the share of the attention that went to these pages, in ten thousandths, and `mass_steps` that of
+each step group; both are missing where the kernel does not know it.
 
 `excluded` are stretches [first, last] of frames that were not read, by the reason: `vetoed`, or closed by a `cut`.
 `milliseconds` by part do not overlap (`Stopwatch`); `bytes`: `card` is taken there for the whole film, `ram` or `file` is
 what the remembered frames fill, `moved` came from where memory lies to where it is read. `hits` are bytes of the keys and values that
 were read, by where they lay as the chunk began: `card` in its place from the chunk before, or in the store on the card; `ram` or
-`file`. `drift` is that of `LatentDrift`; `remembered` counts frames behind the chunk; `blend` is the weight of the shot's own prompt.
+`file`. `drift` is that of `LatentDrift`; `remembered` counts frames behind the chunk; `blend` is the weight of the shot's own prompt;
+`selection_bytes` is the size of the file with all lists (`selections.py`), where they are kept.
 """
 
 from __future__ import annotations
@@ -133,7 +136,10 @@ def told_reads(reads: BankReads) -> dict[str, Any]:
     for at, amount in zip(chosen.tolist(), cells.ravel()[chosen].tolist(), strict=True):
         rows.setdefault(at % count, [reads.frames[at % count]]).extend((at // count, amount))
     left_out = reads.amounts.sum() * UNIT - cells.ravel()[chosen].sum()
+    mass = {"mass": reads.mass, "mass_steps": reads.mass_steps}
+    known = {name: np.rint(share * UNIT).astype(int).tolist() for name, share in mass.items() if share is not None}
     return {
+        **known,
         "bank": [[reads.frames[at], amount] for at, amount in zip(kept.tolist(), whole[kept].tolist(), strict=True)],
         "bank_rest": max(0, round(reads.whole.sum() * UNIT - whole[kept].sum())),
         "selected": [rows[at] for at in sorted(rows)],

@@ -108,12 +108,13 @@ class Film:
         finished chunks stay.
         """
         self.check()
-        check_selections(self, root / self.project)
+        kept = check_selections(self, root / self.project)
         pictures_of = None if self.vae is None else model_fingerprint(self.vae.patcher)
         with Project.open(root, self.project, self._settings(), pictures_of) as project:
             project.save_storyboard(self.storyboard.to_json(self.plan))
             recorder = Recorder(self, project, tell, show)
-            tell(project.report)
+            bill = f"Its selections take up to {kept / 2**20:.0f} MiB on disk." if kept else ""
+            tell(" ".join(part for part in (project.report, bill) if part))
             try:
                 if project.finished < len(self.plan.chunks):
                     self._run(project, recorder)

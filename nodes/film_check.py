@@ -122,13 +122,14 @@ def _check_pages(film: Film) -> None:
     check_page_room(memory.host_bytes)
 
 
-def check_selections(film: Film, folder: Path) -> None:
-    """Raises ValueError where the lists that the film in this folder keeps do not fit onto its disk."""
+def check_selections(film: Film, folder: Path) -> int:
+    """Bytes on disk that the lists of the film in this folder still take at most; ValueError where they do not fit."""
     if not film.keep_selections or film.encoder is not None:
-        return
+        return 0
     sampler, chunks = film.film_sampler(None, None), film.plan.chunks
     memory = plan_memory(film.guider(), sampler)
     paths = [selection_path(folder, chunk.index) for chunk in chunks]
     there = sum(path.stat().st_size for path in paths if path.exists())
-    needed = len(chunks) * memory.selection_bytes(sampler.model_calls(len(film.sigmas) - 1))
-    check_disk(folder, max(0, needed - there), memory.host_bytes)
+    needed = max(0, len(chunks) * memory.selection_bytes(sampler.model_calls(len(film.sigmas) - 1)) - there)
+    check_disk(folder, needed, memory.host_bytes)
+    return needed

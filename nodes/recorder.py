@@ -52,9 +52,9 @@ class Recorder:
         if done.replayed:
             line = self._earlier.get(done.chunk.index)
         else:
-            line = self._trace_chunk(done, guider, drift)
             if done.selections is not None:
                 save_selections(self._project.selection_path(done.chunk.index), done.selections)
+            line = self._trace_chunk(done, guider, drift)
             self._project.save_chunk(done.chunk, latents, done.seconds)
         if self._decoder is None and not self._project.thumbnail_path(done.chunk.index).exists():
             self._preview(done.chunk.index, latents)
@@ -153,6 +153,8 @@ class Recorder:
         line = chunk_line(done, session, drift)
         if begins:
             line["transition"] = str(film.storyboard.transitions[done.chunk.shot])
+        if done.selections is not None:
+            line["selection_bytes"] = self._project.selection_path(done.chunk.index).stat().st_size
         if done.chunk.index in self._blends:
             line["blend"] = round(self._blends[done.chunk.index], DIGITS)
         self._trace.add(line)

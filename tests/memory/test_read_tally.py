@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numerics import SHARE_ROUNDING
 from numpy.testing import assert_allclose
 from tensors_held import bytes_of, tensors_of
 
 from longreel.kernels.page_scores import group_means, select_pages
 from longreel.kernels.pages import PageLists
+from longreel.kernels.state import ReadState
 from longreel.memory.config import BankConfig, KVSpec, MemoryConfig
 from longreel.memory.kv_memory import KVMemory
 from longreel.memory.prompt_bank import Wish
@@ -158,7 +160,7 @@ def test_a_sampler_that_goes_back_or_beyond_its_last_step_stays_in_the_group_it_
 def test_what_is_told_by_steps_takes_no_more_of_the_card_than_a_row_for_each_change() -> None:
     """Wan 1.3B: 1.8 MB a stream, whatever the number of steps."""
     wan = replace(SPEC, layers=30, heads=12)
-    assert ReadTally(wan, 1, 366, 256, 2).bytes == 5 * 30 * 12 * 256 * 4
+    assert ReadTally(wan, 1, 366, 256, 2).bytes == 5 * 30 * 12 * 256 * 4 + 4 * 30 * 12 * 4
 
 
 def test_a_commit_is_not_counted_and_the_next_chunk_begins_anew() -> None:
@@ -216,6 +218,47 @@ def test_a_group_of_layers_is_the_mean_of_its_layers() -> None:
     assert reads.frames == (5, 6)
     assert reads.amounts.tolist() == [[[0.5, 0.5]]] * 5
     assert reads.whole.tolist() == [0.5, 0.5]
+
+
+def test_the_mass_of_a_group_is_the_mean_share_of_its_queries() -> None:
+    """Two steps told apart, 10 layers in 5 groups of 2 and two heads: shares are whatever a kernel says."""
+    spec = replace(SPEC, layers=10)
+    tally = ReadTally(spec, 1, 3, 4, 1)
+    tally.allocate()
+    tally.begin((5,))
+    shares = torch.rand(2, 10, 7, 2, generator=torch.Generator().manual_seed(0))  # [steps, layers, queries, heads]
+    lists = PageLists(torch.full((2, 1, 1), 3, dtype=torch.int32), torch.ones(2, 1, dtype=torch.int32))
+    for layer in range(10):
+        tally.bring(layer, 0, torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1, dtype=torch.int32))
+    for step in range(2):
+        tally.enter(step, 2)
+        for layer in range(10):
+            tally.count(layer, 0, lists)
+            tally.weigh(layer, 0, ReadState(torch.empty(7, 2, 16), torch.zeros(7, 2), shares[step, layer].log()))
+    reads = tally.sum_up()
+    assert reads is not None
+    assert reads.mass is not None
+    assert_allclose(reads.mass, shares.unflatten(1, (5, 2)).mean(dim=(0, 2, 3)), atol=SHARE_ROUNDING)
+    assert_allclose(reads.mass_steps, shares.mean(dim=(1, 2, 3)), atol=SHARE_ROUNDING)
+
+
+def test_a_kernel_that_does_not_know_the_mass_leaves_it_out() -> None:
+    memory = film(FEW, 6)
+    assert memory.bank is not None
+    assert memory.bank.tally is not None
+    attend(memory, 0)
+    known = memory.bank_reads()
+    memory.begin(range(18, 21))
+    memory.bank.tally.weigh(0, 0, ReadState(torch.zeros(3, 2, 16), torch.zeros(3, 2)))
+    q, k, v = drawn(99, 0, 0, 0)
+    memory.read(0, 0, k, v)
+    memory.read_selected(0, 0, q, q, pages_alone=True)  # a branch of its own: its mass is always 1
+    alone = memory.bank_reads()
+    assert known is not None
+    assert alone is not None
+    assert known.mass is not None
+    assert ((known.mass > 0) & (known.mass < 1)).all()
+    assert (alone.mass, alone.mass_steps) == (None, None)
 
 
 def test_lists_are_full_as_counting_them_needs() -> None:

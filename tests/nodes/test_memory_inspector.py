@@ -124,6 +124,10 @@ def test_what_is_told_of_steps_is_what_was_read_in_them_and_their_mean_the_whole
         assert np.average(amounts, weights=lists) == pytest.approx(whole[frame], abs=1)
     assert len({tuple(row[1:]) for row in last["bank_steps"]}) > 1
     assert "bank_steps" not in events[0]
+    chunk = inspect_film(header, events)["chunks"][-1]
+    assert np.shape(chunk["mass"]) == (2, 1)  # layers and heads of this model
+    assert np.average(chunk["mass_by_step"], weights=lists) == pytest.approx(np.mean(chunk["mass"]), abs=1e-4)
+    assert 0 < np.min(chunk["mass"]) <= np.max(chunk["mass"]) < 1
 
 
 def test_the_tier_that_was_hit_is_told(made: FilmResult) -> None:

@@ -20,7 +20,9 @@ from longreel.memory import bank
 from longreel.memory.bank import Bank
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import BankConfig, MemoryConfig
+from longreel.memory.inspection import inspect_film
 from longreel.memory.selections import COMMIT, Selections, read_selections
+from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film, FilmResult
 from longreel.nodes.headless.cli import main
 from longreel.nodes.headless.kernels_command import film_lists, read_bench
@@ -85,6 +87,9 @@ def test_a_file_tells_of_each_step_and_of_the_commit(seen_and_made: tuple[list[P
     called = sorted((call.step, call.layer, call.stream) for call in last.calls)
     assert called == [(step, layer, stream) for step in (COMMIT, 0, 1, 2) for layer in range(2) for stream in range(2)]
     assert [call.step for call in last.calls] == [step for step in (0, 1, 2, COMMIT) for _ in range(4)]
+    told = inspect_film(*read_trace(seen_and_made[1].trace))["chunks"]
+    sizes = [path.stat().st_size for path in sorted((seen_and_made[1].folder / "selections").iterdir())]
+    assert [chunk["selection_bytes"] for chunk in told] == [0, *sizes]
     assert (last.facts["first_frame"], last.facts["end_frame"], last.facts["dense_frames"]) == (12, 15, 4)
     assert set(last.frames.flatten()) <= set(last.offered.tolist()) == set(range(1, 12))
 
@@ -141,7 +146,7 @@ def test_keeping_selections_changes_no_bit_and_is_off_unless_it_is_asked_for(
     assert not (plain.folder / "selections").exists()
     said: list[str] = []
     film(model).make(tmp_path, said.append)
-    assert said[0] == f"The film goes on after {CHUNKS} finished chunks."
+    assert said[0].startswith(f"The film goes on after {CHUNKS} finished chunks. Its selections take up to ")
 
 
 def test_a_film_that_was_stopped_keeps_the_files_of_its_finished_chunks(
