@@ -108,8 +108,17 @@ def busy(frames: int, seed: int) -> BankReads:
     steps = generator.random((MOST_STEP_GROUPS, frames)) ** 8
     steps *= amounts.mean(axis=(0, 1)) / steps.mean(axis=0)
     some = (1110,) * MOST_STEP_GROUPS
+    masses = generator.random((*cells, MOST_STEP_GROUPS))
     return BankReads(
-        tuple(range(3, 3 + frames)), amounts, amounts.mean(axis=(0, 1)), steps, some, (62.0,) * 4, (255.9,) * 4
+        tuple(range(3, 3 + frames)),
+        amounts,
+        amounts.mean(axis=(0, 1)),
+        steps,
+        some,
+        (62.0,) * MOST_STEP_GROUPS,
+        (255.9,) * MOST_STEP_GROUPS,
+        masses[..., 0],
+        masses[0, 0],
     )
 
 
@@ -172,6 +181,9 @@ def test_the_mean_over_steps_is_what_is_told_of_the_whole() -> None:
     sums = [sum(row[1 + step] for row in told["bank_steps"]) for step in range(MOST_STEP_GROUPS)]
     assert_allclose(np.add(sums, told["bank_steps_rest"]) / UNIT, reads.steps.sum(axis=1), atol=1 / UNIT)
     assert told["steps"] == [[1110, 62.0, 255.9]] * MOST_STEP_GROUPS
+    assert reads.mass is not None
+    assert_allclose(np.array(told["mass"]) / UNIT, reads.mass, atol=0.5 / UNIT)
+    assert_allclose(np.array(told["mass_steps"]) / UNIT, reads.mass_steps, atol=0.5 / UNIT)
 
 
 def test_drift_is_mean_deviation_and_how_far_the_channels_moved() -> None:
