@@ -13,6 +13,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from film import film_on_disk, planned
+from hunyuan_film import ANCHORED, SPEC, hunyuan_film
 from torch import Tensor
 
 from longreel.kernels.pages import PageLists
@@ -21,7 +22,7 @@ from longreel.memory.bank import Bank
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.inspection import inspect_film
-from longreel.memory.selections import COMMIT, Selections, read_selections
+from longreel.memory.selections import COMMIT, Selections, read_selections, save_selections
 from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film, FilmResult
 from longreel.nodes.headless.cli import main
@@ -29,6 +30,7 @@ from longreel.nodes.headless.kernels_command import film_lists, read_bench
 from longreel.nodes.host import page_tier
 from longreel.nodes.host.attach import attach_memory, plan_memory
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan
+from longreel.nodes.host.build_hunyuan import build_tiny_hunyuan
 from longreel.nodes.recorder import Recorder
 
 CHOOSY = MemoryConfig(3, 1, bank=BankConfig(frames_worth=0.5, shortlist=16, index_frames=3))
@@ -207,6 +209,23 @@ def test_the_bill_covers_the_files_of_a_sampler_that_calls_the_model_twice_a_ste
     bill = memory.selection_bytes(sampler.model_calls(len(THREE_STEPS) - 1))
     sizes = [path.stat().st_size for path in (made.folder / "selections").iterdir()]
     assert 0 < max(sizes) <= bill
+
+
+def test_words_that_are_joined_with_the_picture_have_groups_behind_it(host: object, tmp_path: Path) -> None:
+    """HunyuanVideo under guidance: 7 words in one stream, 3 in the other, in groups of 4 as the 144 tokens of a chunk are."""
+    plan = plan_chunks((2, 2), 3)
+    made = hunyuan_film(
+        build_tiny_hunyuan(SPEC), plan, config=replace(CHOOSY, positions=ANCHORED), cfg=5.0, keep_selections=True
+    )
+    selections = made.chunks[-1].selections
+    assert selections is not None
+    save_selections(tmp_path / "00003.safetensors", selections)
+    read = read_selections(tmp_path / "00003.safetensors")
+    assert {(call.stream, call.groups) for call in read.calls} == {(0, 36 + 2), (1, 36 + 1)}
+    for at, call in enumerate(read.calls):
+        assert read.lists_of(at).slots.shape[1] == call.groups
+    given = film_lists(tmp_path / "00003.safetensors", torch.float32)
+    assert given.lists.slots.shape[1] == given.case.groups == 36
 
 
 def test_the_kernel_bench_measures_what_a_film_read_beside_lists_that_are_drawn(
