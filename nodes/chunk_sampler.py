@@ -99,6 +99,16 @@ class ChunkedARSampler(io.ComfyNode):
                     tooltip="From Memory Encoder Loader, for an ordinary Wan model: it then remembers the film through the "
                     "encoder instead of Sparse KV Memory. Leave empty for causal checkpoints.",
                 ),
+                io.Boolean.Input(
+                    "keep_selections",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For research: also keep, in the folder 'selections' of the project, which parts of the film every "
+                    "part of the picture looked at in every step. It does not change the film. It takes disk (5 MB a chunk for "
+                    "Wan 1.3B in 4 steps) and some time, and only memories that search the film have anything to keep. Chunks "
+                    "that are finished already keep none.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The whole film, for VAE Decode and Save Latent."),
@@ -134,6 +144,7 @@ class ChunkedARSampler(io.ComfyNode):
         start_image: dict[str, Any] | None = None,
         vae: comfy.sd.VAE | None = None,
         encoder: LoadedEncoder | None = None,
+        keep_selections: bool = False,
     ) -> io.NodeOutput:
         """Check everything, then make the film."""
         film = Film(
@@ -149,6 +160,7 @@ class ChunkedARSampler(io.ComfyNode):
             start=None if start_image is None else start_image["samples"],
             vae=vae,
             encoder=encoder,
+            keep_selections=keep_selections,
         )
         root = Path(folder_paths.get_output_directory()) / FILMS_FOLDER
         node = cls.hidden.unique_id

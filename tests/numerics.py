@@ -61,6 +61,8 @@ LSE_ERROR = 1e-5
 HALF_LSE_ERROR = 1e-4
 # Two merges in a row round a 16-bit output twice, in another place when they come in another order.
 MERGE_ROUNDINGS = 2.0
+# Shares of attention are means of a few hundred numbers in float32.
+SHARE_ROUNDING = 1e-6
 # Rounding to 8 bits moves a number by half a code; the last bits of scale and mean come on top.
 CODE_ERROR = 0.501
 # Gate logits end at 10, so an open gate is 1 - 5e-5 and a closed one 5e-5, in every layer and step of a film.

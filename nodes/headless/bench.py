@@ -77,6 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     instead.add_argument(
         "--record", type=Path, metavar="FILE", help="write what the tiny model asks and keeps, for recorded lists"
     )
+    instead.add_argument(
+        "--lists",
+        type=Path,
+        metavar="FILE",
+        help="measure what a chunk of a film really read: a file of its folder 'selections' (keep_selections of the sampler)",
+    )
     kernels.set_defaults(bench=run_kernels)
 
 

@@ -126,6 +126,7 @@ def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
         guider.longest_prompt,
         words=guider.longest_prompt if adapter.joins_text else 0,
         tallied=sampler.tallied,
+        keep_selections=sampler.keep_selections,
         gates=None if gates is None else gates.form,
     )
     refusal = None if memory.record is None else adapter.text_refusal(model)
