@@ -348,6 +348,10 @@ export class InspectorView {
     }
     try {
       const after = kind ? addMark(before, kind, moment, this.inspection) : removeMarks(before, range, this.inspection);
+      if (after === before) {
+        this.say(`The storyboard says so already: ${what}. Nothing was changed.`);
+        return;
+      }
       this.storyboard.write(after);
       this.undone.push({ before, after, what });
       this.say(`Written into the storyboard: ${what}. Run again to see what it changes.`);
