@@ -343,7 +343,7 @@ export class InspectorView {
     const before = this.storyboard.read();
     const what = kind ? `${kind}: ${moment}` : `${moment} without a mark`;
     if (before === null) {
-      this.say(`No Storyboard node is connected here. Write '${what}' on a line of your storyboard.`);
+      this.say(`No storyboard can be written from here. Write '${what}' on a line of yours.`);
       return;
     }
     try {
