@@ -7,6 +7,7 @@ const FOLDER = "/extensions/longreel/js/inspector";
 const HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>";
 const PINNED = 4; // behind the sink, and soon older than the window
 const VETOED = 1; // in the sink, which every chunk reads
+const FREE = 7; // neither
 const WINDOW_KIND = 0;
 const BANK_KIND = 2;
 const PAGES_KIND = 3;
@@ -60,7 +61,8 @@ class Artist {
     await front.settle();
     said.keyUndone = await this.storyboard();
 
-    said.pinned = await this.marks(last.index, PINNED, "Pin ");
+    await this.marks(last.index, PINNED, /^Pin /);
+    said.pinned = await this.storyboard();
     // Undo of the page itself, then again.
     for (const [act, name] of [["undo", "pageUndone"], ["redo", "pageRedone"]]) {
       await page.evaluate((what) => window.app.extensionManager.workflow.activeWorkflow.changeTracker[what](), act);
@@ -70,7 +72,8 @@ class Artist {
     await this.runs();
     said.pinnedThen = await this.hovers(last.index, PINNED);
 
-    said.vetoed = await this.marks(last.index, VETOED, "Veto ");
+    await this.marks(last.index, VETOED, /^Veto /);
+    said.vetoed = await this.storyboard();
     await front.screenshot(`inspector ${this.renderer} pinned`);
     const saved = await page.evaluate(async () => {
       const made = JSON.stringify(window.app.graph.serialize());
@@ -204,7 +207,7 @@ class Artist {
     await drawn(this.page);
   }
 
-  /** The frames under which an arc ends, by the pixels there. */
+  /** The frames under which an arc ends, by the pixels there; all arcs begin under the middle of the chunk itself. */
   arcs() {
     return this.page.evaluate(
       async ([folder, source]) => {
@@ -237,13 +240,12 @@ class Artist {
     return found;
   }
 
-  /** Choose from the menu of a frame; the storyboard then. */
+  /** Choose from the menu of a frame. */
   async marks(chunk, frame, words) {
     const { x, y } = await this.pointsAt(chunk, frame);
     await this.page.mouse.click(x, y, { button: "right" });
     await this.page.locator(".longreel-menu-item", { hasText: words }).first().click();
     await this.front.settle();
-    return this.storyboard();
   }
 
   /** A film whose names and prompts are markup. */
@@ -296,10 +298,7 @@ class Artist {
         [NODE, this.film],
       );
       await drawn(page);
-      const { x, y } = await this.pointsAt(this.film.chunks.length - 1, PINNED);
-      await page.mouse.click(x, y, { button: "right" });
-      await page.locator(".longreel-menu-item", { hasText: "Pin " }).first().click();
-      await front.settle();
+      await this.marks(this.film.chunks.length - 1, FREE, /^Pin /);
       if (name === "promoted") await front.screenshot(`inspector ${this.renderer} subgraph`);
       found[name] = await page.evaluate(async () => {
         const { output } = await window.app.graphToPrompt();

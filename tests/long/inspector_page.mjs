@@ -110,6 +110,10 @@ try {
     const advised = await page.locator(".longreel-status").textContent();
     const meant = await page.evaluate(() => window.longreelView.cursor.frame);
     said.menu = { offered: Number(/frame (\d+)/.exec(offered)[1]), meant, advised };
+    said.unpinned = await page.evaluate(() => {
+      window.longreelView.toggleMark("pin", 1);
+      return document.querySelector(".longreel-status").textContent;
+    });
     // The film is made anew while a chunk is chosen that is not there yet.
     said.regrown = await page.evaluate(() => {
       const view = window.longreelView;

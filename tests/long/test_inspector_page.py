@@ -125,6 +125,11 @@ def test_the_menu_marks_the_frame_it_was_opened_on(seen: dict[str, Any], name: s
     assert first <= float(moment[1]) < last
 
 
+def test_what_is_pinned_already_is_told_how_to_be_let_go(seen: dict[str, Any]) -> None:
+    told = "No storyboard can be written from here. Take 0.1s out of your 'pin:' and 'veto:' lines."
+    assert seen["80 chunks"]["unpinned"] == told
+
+
 @pytest.mark.parametrize("name", FILMS)
 def test_a_film_that_is_made_anew_is_drawn_while_a_later_chunk_is_chosen(seen: dict[str, Any], name: str) -> None:
     assert seen[name]["regrown"]["overlays"] == 1

@@ -343,7 +343,8 @@ export class InspectorView {
     const before = this.storyboard.read();
     const what = kind ? `${kind}: ${moment}` : `${moment} without a mark`;
     if (before === null) {
-      this.say(`No storyboard can be written from here. Write '${what}' on a line of yours.`);
+      const line = kind ? `Write '${what}' on a line of yours.` : `Take ${moment} out of your 'pin:' and 'veto:' lines.`;
+      this.say(`No storyboard can be written from here. ${line}`);
       return;
     }
     try {
