@@ -77,7 +77,8 @@ def pictures(inspection: dict[str, Any], whole: PictureView) -> Iterator[tuple[s
     yield "", whole
     if any(chunk["selected"] for chunk in inspection["chunks"]) and len(inspection["layer_groups"]) > 1:
         for group, (first, last) in enumerate(inspection["layer_groups"]):
-            yield f".layers-{first}-{last}", replace(whole, layer_group=group)
+            layers = f"layer-{first}" if first == last else f"layers-{first}-{last}"
+            yield f".{layers}", replace(whole, layer_group=group)
 
 
 def summary(inspection: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ def test_where_layers_read_different_pages_each_group_has_a_picture_of_its_own(t
     for path in sorted(tmp_path.glob("*.png")):
         with Image.open(path) as picture:
             pictures[path.name] = picture.convert("RGB")
-    assert list(pictures) == ["report.layers-0-1.png", "report.layers-2-2.png", "report.png"]
+    assert list(pictures) == ["report.layer-2.png", "report.layers-0-1.png", "report.png"]
     # Four pixels a chunk and two a frame: in a film of minutes, too, each can be seen.
     left, pixels = LEFT + 3 * 4, {name: picture.size for name, picture in pictures.items()}
     assert set(pixels.values()) == {(LEFT + 300 * 4 + RIGHT, ABOVE_MATRIX + 900 * 2 + BELOW_MATRIX)}
@@ -105,7 +105,7 @@ def test_where_layers_read_different_pages_each_group_has_a_picture_of_its_own(t
     assert shown == {
         "report.png": reading_colour(PAGES, 0.2),
         "report.layers-0-1.png": reading_colour(PAGES, 0.3),
-        "report.layers-2-2.png": GROUND,
+        "report.layer-2.png": GROUND,
     }
 
 
