@@ -35,9 +35,17 @@ REASONS = {
     "pin": "it is pinned",
     "pages": "its pages fit what is drawn",
 }
-BOARD_FIELDS = {"plain", "reroutes", "subgraph", "film in a subgraph", "promoted", "promoted, renamed, in two subgraphs"} | {
-    "promoted by an earlier front end", "text of another node"
-}  # fmt: skip
+WRITABLE = {
+    "plain",
+    "reroutes",
+    "subgraph",
+    "film in a subgraph",
+    "promoted",
+    "promoted, renamed, in two subgraphs",
+    "promoted by an earlier front end",
+    "text of another node",
+}
+"""The driver's layouts in which one field is the storyboard."""
 
 
 @pytest.fixture(scope="module")
@@ -240,13 +248,13 @@ def test_names_and_prompts_of_a_trace_are_shown_and_never_run(said: dict[str, An
 
 
 def test_a_pin_reaches_the_server_however_the_storyboard_is_connected(said: dict[str, Any]) -> None:
-    layouts = {name: said["layouts"][name] for name in BOARD_FIELDS}
+    layouts = {name: said["layouts"][name] for name in WRITABLE}
     assert {name: shown["text"] for name, shown in layouts.items()} == dict.fromkeys(layouts, f"pin: 1.6s\n{TEXT}")
     assert all(shown["said"].startswith("Written into the storyboard: pin: 1.6s.") for shown in layouts.values())
 
 
 def test_where_no_field_holds_the_storyboard_the_picture_says_what_to_write(said: dict[str, Any]) -> None:
-    layouts = {name: shown for name, shown in said["layouts"].items() if name not in BOARD_FIELDS}
+    layouts = {name: shown for name, shown in said["layouts"].items() if name not in WRITABLE}
     assert len(layouts) == 2
     for shown in layouts.values():
         assert "pin:" not in shown["text"]
