@@ -283,8 +283,8 @@ class Artist {
   }
 
   /**
-   * Pin a frame with the mouse, however the storyboard's text comes to the sampler: what the picture says then, and what the
-   * server would get as the storyboard.
+   * Pin a frame with the mouse, however the storyboard's text comes to the sampler: what the picture says then, and what it
+   * reaches.
    */
   async pinsInEveryLayout(workflow) {
     const { front, page } = this;
@@ -300,14 +300,41 @@ class Artist {
       await drawn(page);
       await this.marks(this.film.chunks.length - 1, FREE, /^Pin /);
       if (name === "promoted") await front.screenshot(`inspector ${this.renderer} subgraph`);
-      found[name] = await page.evaluate(async () => {
-        const { output } = await window.app.graphToPrompt();
-        let text = Object.values(output).find((node) => node.class_type === "LongReelStoryboard").inputs.text;
-        if (Array.isArray(text)) text = Object.values(output[text[0]].inputs).join("");
-        return { text, said: document.querySelector(".longreel-status").textContent };
-      });
+      found[name] = { ...(await this.reaches()), said: await this.text(".longreel-status") };
     }
     return found;
+  }
+
+  /** The same where the inspector itself stands in a subgraph: what it reaches, without the mouse. */
+  async standsInsideASubgraph(workflow) {
+    const found = {};
+    for (const types of [["MemoryInspector"], ["Storyboard", "SparseKVMemory", "PromptBank", "ChunkedARSampler", "MemoryInspector"]]) {
+      await this.front.load(workflow);
+      await this.page.evaluate(`void (${TOOLS}).inside(window.app.graph, ...${JSON.stringify(types)})`);
+      found[types.length] = await this.reaches();
+    }
+    return found;
+  }
+
+  /** The sampler whose messages the inspector takes and the text it would write to, and both as the server gets them. */
+  reaches() {
+    return this.page.evaluate(
+      async ([folder, type]) => {
+        const { executionId, inspectedSampler, nodesOfType, storyboardText } = await import(`${folder}/graph.js`);
+        const places = nodesOfType(window.app.rootGraph ?? window.app.graph, type);
+        const sampler = inspectedSampler(places[0]);
+        const { output } = await window.app.graphToPrompt();
+        const sent = (kind) => Object.entries(output).find(([, node]) => node.class_type === `LongReel${kind}`);
+        const [, { inputs }] = sent("Storyboard");
+        const text = Array.isArray(inputs.text) ? Object.values(output[inputs.text[0]].inputs).join("") : inputs.text;
+        return {
+          inspectors: places.map(({ owners }) => owners.length),
+          sampler: [executionId(sampler), sent("ChunkedARSampler")[0]],
+          text: [storyboardText(sampler)?.widget.value ?? null, text],
+        };
+      },
+      [FOLDER, NODE],
+    );
   }
 }
 
@@ -377,5 +404,6 @@ await drive({ width: 1800, height: 1050 }, async (front, workflow, seen) => {
     const said = (seen.renderers[renderer] = await artist.works(workflow, theme));
     said.hostile = await artist.meetsAHostileFilm();
     said.layouts = await artist.pinsInEveryLayout(workflow);
+    said.inside = await artist.standsInsideASubgraph(workflow);
   }
 });

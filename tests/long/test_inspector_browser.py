@@ -248,8 +248,9 @@ def test_names_and_prompts_of_a_trace_are_shown_and_never_run(said: dict[str, An
 
 
 def test_a_pin_reaches_the_server_however_the_storyboard_is_connected(said: dict[str, Any]) -> None:
+    written = f"pin: 1.6s\n{TEXT}"
     layouts = {name: said["layouts"][name] for name in WRITABLE}
-    assert {name: shown["text"] for name, shown in layouts.items()} == dict.fromkeys(layouts, f"pin: 1.6s\n{TEXT}")
+    assert {name: shown["text"] for name, shown in layouts.items()} == {name: [written, written] for name in layouts}
     assert all(shown["said"].startswith("Written into the storyboard: pin: 1.6s.") for shown in layouts.values())
 
 
@@ -257,8 +258,21 @@ def test_where_no_field_holds_the_storyboard_the_picture_says_what_to_write(said
     layouts = {name: shown for name, shown in said["layouts"].items() if name not in WRITABLE}
     assert len(layouts) == 2
     for shown in layouts.values():
-        assert "pin:" not in shown["text"]
+        field, sent = shown["text"]
+        assert field is None
+        assert "pin:" not in sent
         assert shown["said"] == "No storyboard can be written from here. Write 'pin: 1.6s' on a line of yours."
+
+
+def test_an_inspector_takes_the_messages_of_its_sampler_in_and_out_of_subgraphs(said: dict[str, Any]) -> None:
+    for shown in (*said["layouts"].values(), *said["inside"].values()):
+        ours, sent = shown["sampler"]
+        assert ours == sent
+    assert ":" in said["layouts"]["film in a subgraph"]["sampler"][0]
+    assert all(shown["inspectors"] == [0] for shown in said["layouts"].values())
+    for shown in said["inside"].values():
+        assert shown["inspectors"] == [1]
+        assert shown["text"] == [TEXT, TEXT]
 
 
 def test_nothing_of_ours_makes_an_error_in_the_console(seen: dict[str, Any]) -> None:
