@@ -72,6 +72,10 @@ SAME_SUM = 1e-5
 
 # Lightness (0 to 255) between neighbouring steps of the Memory Inspector's ramp: colours are rounded to whole bytes.
 LIGHTNESS_STEP = 1.0
+# The Memory Inspector shows a percentage with at least two digits that count (10.4 % as "10 %") ...
+SHOWN_PERCENT = 0.05
+# ... but nothing behind a hundredth of a percent.
+SMALLEST_SHOWN_PERCENT = 5e-5
 # Milliseconds for one draw of the Memory Inspector, 600 chunks x 40 layers: what the project promised.
 DRAW_MILLISECONDS = 100.0
 

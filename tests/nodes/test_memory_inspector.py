@@ -22,8 +22,10 @@ from shipped import API_FOLDER, TINY, read_json
 
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import BankConfig, MemoryConfig
-from longreel.memory.inspection import PAGES, inspect_film
+from longreel.memory.inspection import PAGES, amounts_of, inspect_film
 from longreel.memory.picture import draw_inspection
+from longreel.memory.picture.drawing import ABOVE_MATRIX, BELOW_MATRIX, LEFT, RIGHT
+from longreel.memory.picture.palette import GROUND, reading_colour
 from longreel.memory.prompt_bank import PromptBankConfig
 from longreel.memory.trace import TraceError, read_trace
 from longreel.memory.trace_groups import step_groups
@@ -149,6 +151,27 @@ def test_the_node_gives_image_json_and_what_the_browser_draws(made: FilmResult) 
     assert not np.array_equal(image, other)
     with pytest.raises(ValueError, match="a group of this film, which has 2"):
         show(made.trace, layer_group=3)
+
+
+def test_the_image_shows_one_group_of_layers_or_heads_and_everything_again(host: object, tmp_path: Path) -> None:
+    """A little inside of each cell's upper left corner: marks are in the middle."""
+    model = build_tiny_wan(TinyWanSpec(width=256, layers=2, ffn=256, seed=3))
+    trace = film_on_disk(attach_memory(model, SEARCHING), planned(BOARD)).make(tmp_path).trace
+    whole, told, _ = show(trace)
+    last = told["chunks"][-1]
+    pages = [read[0] for read in last["reads"] if read[1] == PAGES]
+    width, height = (640 - LEFT - RIGHT) / 5, (512 - ABOVE_MATRIX - BELOW_MATRIX) / 15
+    shown = set()
+    for layers, heads in ((1, 0), (2, 0), (0, 1), (0, 2), (2, 1)):
+        image, _, _ = show(trace, layer_group=layers, head_group=heads)
+        amounts = amounts_of(told, last, layers - 1 if layers else None, heads - 1 if heads else None)
+        for frame in pages:
+            x, y = int(LEFT + 4 * width + 3), int(512 - BELOW_MATRIX - (frame + 1) * height + 3)
+            expected = reading_colour(PAGES, amounts[frame]) if frame in amounts else GROUND
+            assert tuple(np.rint(image[0, y, x] * 255)) == expected
+        shown.add(tuple(amounts.get(frame, 0.0) for frame in pages))
+    assert len(shown) == 5
+    assert np.array_equal(show(trace)[0], whole)
 
 
 def test_every_chunk_has_a_thumbnail_that_the_browser_can_fetch(made: FilmResult) -> None:
