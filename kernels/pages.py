@@ -37,13 +37,14 @@ def rows_of(x: Tensor) -> Tensor:
     return x.view(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
 
 
-def count_listed(lists: PageLists, counts: Tensor) -> None:
-    """Add to `counts` `[H, N]` int32 how many groups of each head list each slot; lists need to be full.
+def count_listed(lists: PageLists, counts: Tensor, first_slot: int = 0) -> None:
+    """Add to `counts` `[H, N]` int32 how many groups of each head list each slot, from `first_slot` on; lists need to be full.
 
     Two small operations on the lists' own device, nothing waits for them. Sums of integers do not depend on their order.
     """
-    slots = lists.slots.flatten(1).long()
-    counts.scatter_add_(1, slots, counts.new_ones(()).expand_as(slots))
+    slots = lists.slots.flatten(1)
+    places = torch.sub(slots, first_slot, out=torch.empty_like(slots, dtype=torch.int64))
+    counts.scatter_add_(1, places, counts.new_ones(()).expand_as(places))
 
 
 def check_lists(lists: PageLists, page_count: int, first_page: int) -> None:

@@ -19,6 +19,7 @@ from ..kernels.pages import PageLists, Pages
 from .config import BankConfig, KVSpec
 from .page_store import PageStore
 from .read_tally import ReadTally
+from .selections import SelectionLog
 from .stopwatch import Stopwatch
 
 STEPS_WITH_A_NEW_SHORTLIST = 2
@@ -27,12 +28,14 @@ STEPS_WITH_A_NEW_SHORTLIST = 2
 class Bank:
     """Chooses pages of `store` for the queries of a chunk, and brings them into pages of the working set.
 
-    `tally` counts what is chosen, if there is one; `moved_pages` were brought for the present chunk and its commit.
+    `tally` counts what is chosen and `log` keeps it, if there are any; `moved_pages` were brought for the present chunk and its
+    commit.
     """
 
     def __init__(self, config: BankConfig, store: PageStore, watch: Stopwatch) -> None:
         self.config, self.store, self.watch = config, store, watch
         self.tally: ReadTally | None = None
+        self.log: SelectionLog | None = None
         self.moved_pages = 0
         self._spec: KVSpec = store.spec
         self._steps: dict[tuple[int, int], int] = {}
@@ -44,6 +47,8 @@ class Bank:
         self._first_slots = self._turns = self._rotation = self._means = torch.empty(0)
         if self.tally is not None:
             self.tally.release()
+        if self.log is not None:
+            self.log.release()
 
     @property
     def capacity(self) -> int:
@@ -66,14 +71,26 @@ class Bank:
 
     @property
     def bytes(self) -> int:
-        """Bytes on the card that `allocate` takes: mean keys of the shortlist, and what is counted."""
+        """Bytes on the card that `allocate` takes: mean keys of the shortlist, and what is counted or kept."""
         spec = self._spec
         means = self.store.streams * spec.layers * spec.heads * self.capacity * spec.head_dim * spec.dtype.itemsize
-        return means + (0 if self.tally is None else self.tally.bytes)
+        return means + sum(witness.bytes for witness in (self.tally, self.log) if witness is not None)
 
     def keep_tally(self, first_slot: int) -> None:
         """Count what is chosen; shortlists begin at `first_slot` of the working set."""
-        self.tally = ReadTally(self._spec, self.store.streams, first_slot, self.capacity, STEPS_WITH_A_NEW_SHORTLIST)
+        self.tally = ReadTally(self._spec, self.store.streams, first_slot, self.capacity, self._new_shortlists)
+
+    def keep_selections(self, first_slot: int, groups: int) -> None:
+        """Keep all lists of a chunk, of at most so many groups; shortlists begin at `first_slot` of the working set."""
+        listed = min(self.config.pages_read(self.store.frame.count), self.capacity)
+        self.log = SelectionLog(self._spec, self.store.streams, first_slot, self.capacity, groups, listed)
+
+    def selection_bytes(self, model_calls: int) -> int:
+        """Bytes at most of the lists of a chunk for which the model is called so often, the commit included; 0 where none are kept."""
+        if self.log is None:
+            return 0
+        frames, shortlists = self.store.capacity_frames, self._new_shortlists + 1
+        return self.log.chunk_bytes(model_calls, shortlists, frames, self.store.frame.count)
 
     def allocate(self) -> None:
         """Take the memory."""
@@ -82,6 +99,8 @@ class Bank:
         self._means = torch.empty(shape, dtype=spec.dtype, device=spec.device)
         if self.tally is not None:
             self.tally.allocate()
+        if self.log is not None:
+            self.log.allocate()
 
     def group_tokens(self, chunk_tokens: int) -> int:
         """Queries that share a list."""
@@ -94,6 +113,8 @@ class Bank:
         self.moved_pages = 0
         if self.tally is not None:
             self.tally.begin(frames)
+        if self.log is not None:
+            self.log.begin(frames)
         device = self.store.device
         self._first_slots = torch.tensor(first_slots, dtype=torch.int32, device=device)
         places = torch.arange(len(first_slots), dtype=torch.int32, device=device)
@@ -103,11 +124,20 @@ class Bank:
         spec = self._spec
         self._rotation = time_rotation(times, spec.time_channels, spec.theta, spec.device)
 
+    def enter_step(self, step: int, steps: int) -> None:
+        """The chunk is at this step of so many, the first one being 0."""
+        if self.tally is not None:
+            self.tally.enter(step, steps)
+        if self.log is not None:
+            self.log.enter(step)
+
     def begin_pass(self) -> None:
         """Choose new shortlists, as a chunk begins and before its commit."""
         self._steps = {}
         if self.tally is not None:
             self.tally.stop()
+        if self.log is not None:
+            self.log.commit()
 
     def choose(
         self, layer: int, stream: int, q_timeless: Sequence[Tensor], working: Pages, first_slot: int
@@ -119,7 +149,7 @@ class Bank:
         means_of = [group_means(part, self.group_tokens(len(part))) for part in q_timeless]  # [H, groups, D] each
         queries = torch.cat(means_of, dim=1)
         step = self._steps[layer, stream] = self._steps.get((layer, stream), 0) + 1
-        if step <= (STEPS_WITH_A_NEW_SHORTLIST if self.config.refresh else 1):
+        if step <= self._new_shortlists:
             shortlist = self._shortlist(layer, stream, queries)
             with self.watch.timed("copy"):
                 self._bring(layer, stream, shortlist, working, first_slot)
@@ -127,8 +157,15 @@ class Bank:
         slots, counts = select_pages(queries, means, self.pages_read, first_slot=first_slot)
         if self.tally is not None:
             self.tally.count(layer, stream, PageLists(slots, counts))
+        if self.log is not None:
+            self.log.keep(layer, stream, PageLists(slots, counts))
         groups = [part.shape[1] for part in means_of]
         return [PageLists(*part) for part in zip(slots.split(groups, dim=1), counts.split(groups, dim=1), strict=True)]
+
+    @property
+    def _new_shortlists(self) -> int:
+        """Steps of a chunk at which a layer makes a new shortlist."""
+        return STEPS_WITH_A_NEW_SHORTLIST if self.config.refresh else 1
 
     def _shortlist(self, layer: int, stream: int, queries: Tensor) -> Tensor:
         """Slots `[H, M]` of the store."""
@@ -159,6 +196,8 @@ class Bank:
         self.moved_pages += slots.numel()
         if self.tally is not None:
             self.tally.bring(layer, stream, turns, lengths)
+        if self.log is not None:
+            self.log.bring(layer, stream, turns, slots % store.frame.count)
         working.lengths[:, first_slot : first_slot + length] = lengths.to(device)
         self._means[stream, layer, :, :length] = _of_heads(store.page_means(layer, stream), slots.long()).to(device)
 

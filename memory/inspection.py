@@ -2,18 +2,23 @@
 
     {"longreel_inspection": 1, "project": "film", "fps": 16.0, "total_frames": 240, "chunk_count": 80,
      "memory": "in words", "tier": "ram", "layers": 30, "heads": 12, "layer_groups": [[0, 3], ...], "head_groups": [[0, 0], ...],
+     "steps": 4, "step_groups": [[0, 0], ...],
      "shots": [{"prompt": "...", "frames": [0, 60], "transition": "keep"}],
      "chunks": [{"index": 0, "shot": 0, "frames": [0, 3],
         "reads": [[frame, kind, amount, score, why], ...], "reads_rest": 0.0,
         "selected": [[layer_group, head_group, frame, amount], ...], "selected_rest": 0.0,
-        "excluded": {"vetoed": [frame, ...], "cut": [...]}, "remembered": 12,
-        "milliseconds": {...}, "bytes": {...}, "drift": {...}}],
+        "by_step": [[frame, amount, amount, ...], ...], "by_step_rest": [0.0, ...], "steps": [[lists, pages, different], ...],
+        "mass": [[0.0, ...], ...], "mass_by_step": [0.0, ...],
+        "excluded": {"vetoed": [frame, ...], "cut": [...]}, "recached": [frame, ...], "blend": 0.5, "remembered": 12, "selection_bytes": 0,
+        "milliseconds": {...}, "bytes": {...}, "hits": {...}, "drift": {...}}],
      "thumbnails": [{"chunk": 0, "src": "..."}], "pins": "12.5s", "vetoes": ""}
 
 Frames are latent frames [first, end). `kind` is one of WINDOW, SINK, BANK (whole frames that were brought back) and PAGES
 (chosen page by page); `amount` the share of the frame's keys that the chunk read, 1 for whole frames that every
-layer read. `milliseconds`,
-`bytes` and `drift` are those of the trace (`trace_lines.py`); what a trace of version 1 does not know is left out.
+layer read. `by_step` tells it for each step group, of the frames that were read most page by page. `mass` is the share of
+the attention that went to these pages, by layer group and head group, and `mass_by_step` by step group. `recached` frames were encoded anew
+before the chunk; `blend` is the weight of its own shot's prompt, null where it has no other. `steps`, `milliseconds`, `bytes`, `hits` and
+`drift` are those of the trace (`trace_lines.py`); what a trace of an older version does not know is empty.
 Prompts and names are data and may hold markup. Nothing here knows torch.
 """
 
@@ -56,6 +61,8 @@ def inspect_header(header: Mapping[str, Any]) -> dict[str, Any]:
         "heads": header.get("heads", 0),
         "layer_groups": header.get("layer_groups", []),
         "head_groups": header.get("head_groups", []),
+        "steps": header.get("steps", 0),
+        "step_groups": header.get("step_groups", []),
         "shots": [
             {"prompt": prompt, "frames": covered, "transition": transition}
             for prompt, covered, transition in zip(header["prompts"], frames, transitions, strict=True)
@@ -85,17 +92,29 @@ def inspect_chunk(header: Mapping[str, Any], event: Mapping[str, Any]) -> dict[s
         "reads_rest": event.get("bank_rest", 0) / UNIT,
         "selected": selected,
         "selected_rest": event.get("selected_rest", 0) / UNIT,
+        "by_step": [[row[0], *(amount / UNIT for amount in row[1:])] for row in event.get("bank_steps", [])],
+        "by_step_rest": [amount / UNIT for amount in event.get("bank_steps_rest", [])],
+        "steps": list(event.get("steps", [])),
+        "mass": [[share / UNIT for share in of_heads] for of_heads in event.get("mass", [])],
+        "mass_by_step": [share / UNIT for share in event.get("mass_steps", [])],
         "excluded": excluded,
+        "recached": list(event.get("recached_frames", [])),
+        "blend": event.get("blend"),
         "remembered": event.get("remembered"),
+        "selection_bytes": event.get("selection_bytes", 0),
         "milliseconds": _milliseconds(event),
         "bytes": dict(event.get("bytes", {})),
+        "hits": dict(event.get("hits", {})),
         "drift": dict(event.get("drift", {})),
     }
 
 
 def longest_reach(chunk: Mapping[str, Any]) -> int:
-    """Frames from the start of an inspected chunk back to the oldest frame that it read; 0 where it read none."""
-    return max((chunk["frames"][0] - read[0] for read in chunk["reads"]), default=0)
+    """Frames from the start of an inspected chunk back to the oldest one that it read, the sink left out; 0 where it read none.
+
+    The sink is read by every chunk and would always be the oldest.
+    """
+    return max((chunk["frames"][0] - read[0] for read in chunk["reads"] if read[1] != SINK), default=0)
 
 
 def amounts_of(

@@ -28,6 +28,7 @@ from .positions import assign_times
 from .prompt_bank import Brought, Scorer, Wish
 from .read_tally import BankReads
 from .select import EVERYTHING, Choice, cut_away, select_frames
+from .selections import Selections
 from .stopwatch import Stopwatch
 from .text_record import TextRecord
 from .transitions import Reach
@@ -52,13 +53,15 @@ class KVMemory:
         *,
         words: int = 0,
         tallied: bool = False,
+        keep_selections: bool = False,
         gates: GateForm | None = None,
     ) -> None:
         """Plan a memory for films of `film_frames` in chunks of at most `chunk_frames`; nothing is allocated yet.
 
         There is room for all `pinned` frames, which are never forgotten; whether they are read a wish says. A prompt bank may
         keep a record of the words of prompts up to `longest_prompt`. `words` is how many a model at most joins with the picture
-        in one attention. With `tallied` it is counted what each chunk reads of the bank, which changes no bit of the film.
+        in one attention. With `tallied` it is counted what each chunk reads of the bank, with `keep_selections` all of its lists are
+        kept; neither changes a bit of the film.
         `gates` says in which branches a memory with a bank is read; without, it is read with one softmax. Raises ValueError
         when a chunk does not fit into the window.
         """
@@ -79,6 +82,10 @@ class KVMemory:
         self.compression = Compression(self.store) if compressed else None
         if tallied and self.bank is not None:
             self.bank.keep_tally(self._bank_slot)
+        if keep_selections and self.bank is not None:
+            parts = [part for part in (chunk_frames * spec.frame_tokens, words) if part]
+            groups = sum(-(-part // self.bank.group_tokens(part)) for part in parts)
+            self.bank.keep_selections(self._bank_slot, groups)
         self.record: TextRecord | None = None
         if config.prompt_bank is not None and config.prompt_bank.scorer is not Scorer.LATE_INTERACTION:
             self.record = TextRecord(spec, config.prompt_bank.scorer, kept, longest_prompt)
@@ -93,7 +100,9 @@ class KVMemory:
         self._places: dict[int, list[Placement | None]] = {}
         self._versions: dict[int, int] = {}
         self._commits = self._next_frame = 0
-        self._moved = 0  # frames that were brought into the working set, one for each layer
+        self._moved = self._stayed = (
+            0  # frames that were brought into the working set, or stayed there, one for each layer
+        )
         self._written: set[tuple[int, int]] = set()
         self._working: tuple[Tensor, Tensor] | None = None
         self._lengths = self._order = torch.empty(0)
@@ -138,10 +147,33 @@ class KVMemory:
         pages = 0 if self.bank is None else self.bank.moved_pages
         return self._moved * self.store.frame_bytes // self.spec.layers + pages * self.store.page_bytes
 
+    @property
+    def stayed_bytes(self) -> int:
+        """Bytes of the working set that every query of the present chunk reads and that were there before it."""
+        return self._stayed * self.store.frame_bytes // self.spec.layers
+
     def bank_reads(self) -> BankReads | None:
         """What the present chunk read page by page; None where nothing was, or nothing was counted."""
         tally = None if self.bank is None else self.bank.tally
         return None if tally is None else tally.sum_up()
+
+    def selections(self, frames: range) -> Selections | None:
+        """All lists of the chunk of these frames; None where nothing was chosen, or nothing is kept."""
+        if self.bank is None or self.bank.log is None:
+            return None
+        facts = {
+            "first_frame": frames.start,
+            "end_frame": frames.stop,
+            "dense_frames": self._dense_frames + len(frames),
+            "frame_tokens": self.spec.frame_tokens,
+            "page_tokens": self.frame.page_tokens,
+            "group_tokens": self.bank.group_tokens(len(frames) * self.spec.frame_tokens),
+        }
+        return self.bank.log.finish(facts)
+
+    def selection_bytes(self, model_calls: int) -> int:
+        """Bytes on disk at most of the lists of a chunk for which the model is called so often, the commit included."""
+        return 0 if self.bank is None else self.bank.selection_bytes(model_calls)
 
     def allocate(self, folder: Path | None = None) -> None:
         """Take all memory of the run at once; what lies beside the card is kept in `folder` where one is given."""
@@ -197,7 +229,7 @@ class KVMemory:
         alike = len(choices) == 1
         if alike and len(self._places) > 1:
             self._places = {}
-        self._moved = 0
+        self._moved = self._stayed = 0
         with self.watch.timed("copy"):
             for layer, choice in enumerate(choices):
                 self._bring(choice, frames, layer, range(self.spec.layers) if alike else range(layer, layer + 1))
@@ -243,6 +275,8 @@ class KVMemory:
             group_tokens = self.bank.group_tokens(len(part))
             state = page_attention(q[part], working, chosen, dense_tokens=dense_tokens, group_tokens=group_tokens)
             out[part] = state.out
+            if self.bank.tally is not None:
+                self.bank.tally.weigh(layer, stream, state)
         return out.flatten(1)[None]
 
     def reserve(self, frames: range) -> None:
@@ -314,6 +348,7 @@ class KVMemory:
         rotations = time_rotation(turns, self.spec.time_channels, self.spec.theta, self.spec.device)
         self.current_rotation = rotations[len(copies) :]  # [T, pairs, 2, 2], one for each frame being made
         self._moved += len(copies) * len(layers)
+        self._stayed += (len(wanted) - len(copies)) * len(layers)
         self._gather(copies, rotations, layers)
         if self.bank is not None and layers.start == 0:
             slots = [self.table.first_slot(frame) for frame in choice.bank]

@@ -26,7 +26,7 @@ MAX_NAME_LENGTH = 80
 MAX_NAME_BYTES = 200  # file systems stop at 255 for a name, and ours gets a suffix
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}  # of Windows
-_MANIFEST, _CHUNKS, _SEGMENTS = "manifest.json", "chunks", "segments"
+_MANIFEST, _CHUNKS, _SEGMENTS, _SELECTIONS = "manifest.json", "chunks", "segments", "selections"
 _LATENTS = "latents"
 
 _Record = TypeVar("_Record", ChunkRecord, SegmentRecord)
@@ -138,6 +138,10 @@ class Project:
         """The video of a chunk, to be written before `record_segment`."""
         return _segment_path(self.folder, index)
 
+    def selection_path(self, index: int) -> Path:
+        """The lists of a chunk, where they are kept; to be written before `save_chunk`."""
+        return selection_path(self.folder, index)
+
     def thumbnail_path(self, index: int) -> Path:
         """The thumbnail of a chunk."""
         return thumbnail_path(self.folder, index)
@@ -156,16 +160,18 @@ class Project:
                 f"got {latents.dtype} {list(latents.shape)}."
             )
         data = safetensors.torch.save({_LATENTS: latents.detach().cpu().contiguous()})
-        trace_bytes = self.trace_path.stat().st_size if self.trace_path.exists() else 0
-        record = ChunkRecord(
-            chunk.index, _record_of(data), chunk.frames.start, chunk.frames.stop, chunk.shot, seconds, trace_bytes
-        )
+        frames, trace_bytes = chunk.frames, self._trace_bytes
+        record = ChunkRecord(chunk.index, _record_of(data), frames.start, frames.stop, chunk.shot, seconds, trace_bytes)
         kept = self._manifest
         manifest = replace(kept, chunks=(*kept.chunks[: chunk.index], record), segments=kept.segments[: chunk.index])
         with whole_file(self.chunk_path(chunk.index)) as part:
             part.write_bytes(data)
         manifest.write(self.folder / _MANIFEST)
         self._manifest = manifest
+
+    @property
+    def _trace_bytes(self) -> int:
+        return self.trace_path.stat().st_size if self.trace_path.exists() else 0
 
     def load_chunk(self, index: int) -> Tensor | None:
         """The latents of a finished chunk, float32 on the CPU, or None where they are not there whole."""
@@ -205,7 +211,9 @@ class Project:
         kept = self._manifest
         with explained(f"read {self.segment_path(index)}"):
             file = FileRecord.of(self.segment_path(index)) if pictures else None
-        manifest = replace(kept, segments=(*kept.segments[:index], SegmentRecord(index, file, pictures)))
+        told = replace(kept.chunks[-1], trace_bytes=self._trace_bytes)  # what its pictures cost stands there by now
+        segments = (*kept.segments[:index], SegmentRecord(index, file, pictures))
+        manifest = replace(kept, chunks=(*kept.chunks[:-1], told), segments=segments)
         manifest.write(self.folder / _MANIFEST)
         self._manifest = manifest
 
@@ -216,6 +224,11 @@ def _chunk_path(folder: Path, index: int) -> Path:
 
 def _segment_path(folder: Path, index: int) -> Path:
     return folder / _SEGMENTS / f"{index:05d}.mp4"
+
+
+def selection_path(folder: Path, index: int) -> Path:
+    """The lists of a chunk of the film in a folder."""
+    return folder / _SELECTIONS / f"{index:05d}.safetensors"
 
 
 def _record_of(data: bytes) -> FileRecord:
@@ -252,6 +265,7 @@ def _settled(folder: Path, new: Manifest) -> Project:
     new.write(folder / _MANIFEST)
     project = Project(folder, new, report=report)
     project.trace_path.unlink(missing_ok=True)
+    _drop_selections(folder, 0)
     return project
 
 
@@ -292,6 +306,7 @@ def _continued(folder: Path, earlier: Manifest, pictures_of: str | None) -> Proj
     manifest.write(folder / _MANIFEST)  # a folder that turned read-only is to be noticed now, not after the first chunk
     project = Project(folder, manifest, report=report)
     _cut(project.trace_path, chunks[-1].trace_bytes if chunks else 0)
+    _drop_selections(folder, len(chunks))
     return project
 
 
@@ -305,6 +320,14 @@ def _cut(path: Path, size: int) -> None:
         path.unlink(missing_ok=True)
     elif path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
+
+
+def _drop_selections(folder: Path, first: int) -> None:
+    """Remove the lists of the chunks from `first` on: those chunks are not finished."""
+    kept = {selection_path(folder, index).name for index in range(first)}
+    for path in (folder / _SELECTIONS).glob("*"):
+        if path.name not in kept:
+            path.unlink()
 
 
 def _next_free(folder: Path) -> Path:

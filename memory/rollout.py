@@ -10,6 +10,7 @@ from torch import Tensor
 from .chunks import Chunk, Plan
 from .prompt_bank import Brought
 from .read_tally import BankReads
+from .selections import Selections
 from .session import RunSession
 
 
@@ -18,11 +19,12 @@ class FinishedChunk:
     """A chunk whose frames are clean `[B, C, T, H, W]` and remembered.
 
     `read_frames` were read by every query, those that are `brought` because of a pin or a prompt; with what each chose
-    from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted. `layer_shares` is which
+    from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted, and `selections`, where
+    they are kept. `layer_shares` is which
     share of the layers read each of the `read_frames`: all, unless a prompt bank chooses for each layer. `excluded` frames were
     not read because they are `vetoed`, or closed by a `cut`. `milliseconds` by part (`Stopwatch`): recache, denoise and
     commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where memory lies to where it is
-    read; `remembered` frames were readable behind the chunk.
+    read, `stayed_bytes` were there from the chunk before; `remembered` frames were readable behind the chunk.
     """
 
     chunk: Chunk
@@ -36,7 +38,9 @@ class FinishedChunk:
     layer_shares: Mapping[int, float] = field(default_factory=dict)
     excluded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bank_reads: BankReads | None = None
+    selections: Selections | None = None
     moved_bytes: int = 0
+    stayed_bytes: int = 0
     remembered: int = 0
 
     @property
@@ -103,7 +107,9 @@ class Rollout:
                 layer_shares=shares,
                 excluded=excluded,
                 bank_reads=memory.bank_reads(),
+                selections=memory.selections(chunk.frames),
                 moved_bytes=memory.moved_bytes,
+                stayed_bytes=memory.stayed_bytes,
                 remembered=len(memory.table.frames),
             )
 

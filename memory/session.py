@@ -149,6 +149,11 @@ class RunSession:
         self.frames, self.rope = frames, None
         self.memory.begin(frames, self._wish(shot), self.reach(shot))
 
+    def enter_step(self, step: int, steps: int) -> None:
+        """The chunk is at this step of so many, the first one being 0; what is read is told by steps."""
+        if self.memory.bank is not None:
+            self.memory.bank.enter_step(step, steps)
+
     def _wish(self, shot: int) -> Wish:
         memory, bank = self.memory, self.memory.config.prompt_bank
         if self.story is None:

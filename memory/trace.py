@@ -1,7 +1,7 @@
-"""What every chunk read and what it cost: JSON lines, a header and one line a chunk. This is version 2.
+"""What every chunk read and what it cost: JSON lines, a header and one line a chunk. This is version 3.
 
 The header holds facts of the run: `project`, `fps`, `plan`, `prompts` and `transitions` of the shots, `memory` in words,
-`layers`, `heads` and their groups (`trace_groups.py`), `sink_frames`, the `tier` of the store (card, ram or file),
+`layers`, `heads` and `steps` with their groups (`trace_groups.py`), `sink_frames`, the `tier` of the store (card, ram or file),
 `peak_kv_bytes` on the card and `host_kv_bytes` beside it, and `pins` and `vetoes` as they were written. `trace_lines.py`
 makes the line of a chunk and says what stands in it. Behind it a line `{"decoded": CHUNK, "milliseconds": {...}}` follows when
 its pictures are there.
@@ -16,8 +16,8 @@ from typing import Any
 
 from .whole_file import explained
 
-TRACE_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # version 1 had no groups, no tally, no bytes and no drift
+TRACE_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)  # 1 had no groups, no tally, no bytes and no drift; 2 had no steps and no hits
 _VERSION_KEY = "longreel_trace"
 _DECODED = "decoded"
 _OF_FILM = {"fps", "plan", "prompts"}  # what every version tells
@@ -93,7 +93,7 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     if version not in READABLE_VERSIONS or isinstance(version, bool):
         newer = isinstance(version, int) and version > TRACE_VERSION
         remedy = "Update LongReel." if newer else "Give the trace.jsonl of a film's folder."
-        known = " or ".join(map(str, READABLE_VERSIONS))
+        known = f"{READABLE_VERSIONS[0]} to {TRACE_VERSION}"
         raise TraceError(f"{path} needs to be a LongReel trace of version {known}, got '{line:.60}'. {remedy}")
     if missing := sorted(_OF_FILM - header.keys()):
         raise TraceError(f"The first line of {path} is damaged: {missing[0]} is missing. Render the film again.")

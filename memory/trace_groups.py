@@ -1,4 +1,4 @@
-"""Neighbouring layers, and neighbouring heads, that a trace tells of together: a few groups, however large the model."""
+"""Neighbouring layers, heads and steps that a trace tells of together: a few groups, however large the model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 MOST_LAYER_GROUPS = 8
 MOST_HEAD_GROUPS = 12
+MOST_STEP_GROUPS = 4
 
 Group = tuple[int, int]
-"""First and last layer, or head; both belong to it."""
+"""First and last layer, head or step; both belong to it."""
 
 
 def layer_groups(layers: int) -> list[Group]:
@@ -21,8 +22,13 @@ def head_groups(heads: int) -> list[Group]:
     return _groups(heads, MOST_HEAD_GROUPS)
 
 
+def step_groups(steps: int) -> list[Group]:
+    """At most 4 groups of equally many steps of a chunk; the last one may have fewer."""
+    return _groups(steps, MOST_STEP_GROUPS)
+
+
 def group_of_each(groups: Sequence[Group]) -> list[int]:
-    """For each layer or head the group that it belongs to."""
+    """For each layer, head or step the group that it belongs to."""
     return [group for group, (first, last) in enumerate(groups) for _ in range(first, last + 1)]
 
 

@@ -5,13 +5,19 @@ Of a chunk: `chunk`, `shot`, `frames` [first, end); `read_frames` that every que
 among them unless parts of a prompt bank are read; `frames_worth` of keys; `recached_frames`; a `transition` where a shot begins.
 
 Of the bank, in ten thousandths of a frame's keys: `bank` [frame, amount], the mean over everything; `selected` [frame, cell,
-amount, cell, amount, ...] where a cell is layer group x head groups + head group. The largest amounts are told, what was left
-out adds up to `bank_rest`, and to `selected_rest` in the mean over cells.
+amount, cell, amount, ...] where a cell is layer group x head groups + head group; `bank_steps` [frame, amount, amount, ...], one for
+each step group. The largest amounts are told, what was left out adds up to `bank_rest`, to `selected_rest` in the mean over
+cells, and to `bank_steps_rest` in each step group. `steps` are [lists, pages, different] of each step group: how many lists a head made
+(weighed by them, the mean of `bank_steps` is `bank`), how many pages a list held, and how many pages of a shortlist were in any.
+`mass` [layer group][head group] is the share of the attention that went to these pages, in ten thousandths, and `mass_steps` that of
+each step group; both are missing where the kernel does not know it.
 
 `excluded` are stretches [first, last] of frames that were not read, by the reason: `vetoed`, or closed by a `cut`.
 `milliseconds` by part do not overlap (`Stopwatch`); `bytes`: `card` is taken there for the whole film, `ram` or `file` is
-what the remembered frames fill, `moved` came from where memory lies to where it is read. `drift` is that of `LatentDrift`;
-`remembered` counts frames behind the chunk.
+what the remembered frames fill, `moved` came from where memory lies to where it is read. `hits` are bytes of the keys and values that
+were read, by where they lay as the chunk began: `card` in its place from the chunk before, or in the store on the card; `ram` or
+`file`. `drift` is that of `LatentDrift`; `remembered` counts frames behind the chunk; `blend` is the weight of the shot's own prompt;
+`selection_bytes` is the size of the file with all lists (`selections.py`), where they are kept.
 """
 
 from __future__ import annotations
@@ -35,6 +41,7 @@ from .trace_groups import head_groups, layer_groups
 
 MOST_FRAMES = 512
 MOST_SELECTED = 1_536
+MOST_STEPPED = 128
 DIGITS = 5
 
 
@@ -104,8 +111,11 @@ def chunk_line(done: FinishedChunk, session: RunSession | HistorySession, drift:
         "drift": dict(drift),
         "finished": round(time.time(), 3),
     }
-    if isinstance(session, RunSession) and session.tier != "card":
-        line["bytes"][session.tier] = done.remembered * session.memory.store.frame_bytes
+    if isinstance(session, RunSession):
+        if session.tier != "card":
+            line["bytes"][session.tier] = done.remembered * session.memory.store.frame_bytes
+        line["hits"] = {"card": done.stayed_bytes}
+        line["hits"][session.tier] = line["hits"].get(session.tier, 0) + done.moved_bytes
     if shares := {frame: share for frame, share in done.layer_shares.items() if share < 1}:
         line["layer_shares"] = [[frame, round(share, DIGITS)] for frame, share in shares.items()]
     if excluded := {why: stretches(frames) for why, frames in done.excluded.items() if frames}:
@@ -117,18 +127,31 @@ def chunk_line(done: FinishedChunk, session: RunSession | HistorySession, drift:
 
 def told_reads(reads: BankReads) -> dict[str, Any]:
     """The largest amounts of a chunk, and what was left out."""
-    whole, cells = (np.rint(amounts * UNIT).astype(np.int32) for amounts in (reads.whole, reads.amounts))
+    amounts = (reads.whole, reads.amounts, reads.steps)
+    whole, cells, steps = (np.rint(told * UNIT).astype(np.int32) for told in amounts)
     count = len(reads.frames)
+    stepped = largest(whole, MOST_STEPPED)
     kept, chosen = largest(whole, MOST_FRAMES), largest(cells.ravel(), MOST_SELECTED)
     rows: dict[int, list[int]] = {}
     for at, amount in zip(chosen.tolist(), cells.ravel()[chosen].tolist(), strict=True):
         rows.setdefault(at % count, [reads.frames[at % count]]).extend((at // count, amount))
     left_out = reads.amounts.sum() * UNIT - cells.ravel()[chosen].sum()
+    mass = {"mass": reads.mass, "mass_steps": reads.mass_steps}
+    known = {name: np.rint(share * UNIT).astype(int).tolist() for name, share in mass.items() if share is not None}
     return {
+        **known,
         "bank": [[reads.frames[at], amount] for at, amount in zip(kept.tolist(), whole[kept].tolist(), strict=True)],
         "bank_rest": max(0, round(reads.whole.sum() * UNIT - whole[kept].sum())),
         "selected": [rows[at] for at in sorted(rows)],
         "selected_rest": max(0, round(left_out * count / reads.amounts.size)),
+        "bank_steps": [[reads.frames[at], *steps[:, at].tolist()] for at in stepped.tolist()],
+        "bank_steps_rest": np.rint((reads.steps.sum(axis=1) * UNIT - steps[:, stepped].sum(axis=1)).clip(0))
+        .astype(int)
+        .tolist(),
+        "steps": [
+            [lists, round(pages, 1), round(different, 1)]
+            for lists, pages, different in zip(reads.lists, reads.listed_pages, reads.different_pages, strict=True)
+        ],
     }
 
 

@@ -43,7 +43,8 @@ class ChunkedARSampler(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="A Wan text-to-video model, best a causal few-step checkpoint, or HunyuanVideo."
+                    "model",
+                    tooltip="A Wan text-to-video model, best a causal few-step checkpoint, or HunyuanVideo or Kandinsky 5.",
                 ),
                 StoryboardSocket.Input("storyboard", tooltip="The film in words, from the Storyboard node."),
                 io.Sigmas.Input(
@@ -90,13 +91,23 @@ class ChunkedARSampler(io.ComfyNode):
                     "vae",
                     optional=True,
                     tooltip="Connect it to get a video, decoded chunk by chunk. "
-                    "Only Wan's VAEs can do that; for HunyuanVideo put VAE Decode (Tiled) behind the latent output.",
+                    "Only Wan's VAEs can do that; for HunyuanVideo and Kandinsky 5 put VAE Decode (Tiled) behind the latent output.",
                 ),
                 EncoderSocket.Input(
                     "encoder",
                     optional=True,
                     tooltip="From Memory Encoder Loader, for an ordinary Wan model: it then remembers the film through the "
                     "encoder instead of Sparse KV Memory. Leave empty for causal checkpoints.",
+                ),
+                io.Boolean.Input(
+                    "keep_selections",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For research: also keep, in the folder 'selections' of the project, which parts of the film every "
+                    "part of the picture looked at in every step. It does not change the film. It takes disk (5 MB a chunk for "
+                    "Wan 1.3B in 4 steps) and some time, and only memories that search the film have anything to keep. Chunks "
+                    "that are finished already keep none.",
                 ),
             ],
             outputs=[
@@ -133,6 +144,7 @@ class ChunkedARSampler(io.ComfyNode):
         start_image: dict[str, Any] | None = None,
         vae: comfy.sd.VAE | None = None,
         encoder: LoadedEncoder | None = None,
+        keep_selections: bool = False,
     ) -> io.NodeOutput:
         """Check everything, then make the film."""
         film = Film(
@@ -148,6 +160,7 @@ class ChunkedARSampler(io.ComfyNode):
             start=None if start_image is None else start_image["samples"],
             vae=vae,
             encoder=encoder,
+            keep_selections=keep_selections,
         )
         root = Path(folder_paths.get_output_directory()) / FILMS_FOLDER
         node = cls.hidden.unique_id

@@ -19,7 +19,7 @@ from ..memory.chunks import Plan
 from ..memory.encoder_spec import LowBranch
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
-from .film_check import check_film
+from .film_check import check_film, check_selections
 from .host.attach import attach_memory, default_memory, film_marks, memory_config, plan_moments
 from .host.conditioning import blended
 from .host.encoder_model import LoadedEncoder, attach_encoder
@@ -44,7 +44,10 @@ class FilmResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """All that makes a film. `start` is a LATENT tensor `[1, C, 1, H, W]` or None; without a VAE nothing is decoded."""
+    """All that makes a film. `start` is a LATENT tensor `[1, C, 1, H, W]` or None; without a VAE nothing is decoded.
+
+    `keep_selections` keeps all lists of pages that the film reads, which changes no bit of it.
+    """
 
     model: ModelPatcher
     storyboard: PlannedStoryboard
@@ -58,6 +61,7 @@ class Film:
     start: Tensor | None = None
     vae: comfy.sd.VAE | None = None
     encoder: LoadedEncoder | None = None
+    keep_selections: bool = False
 
     @cached_property
     def remembering(self) -> ModelPatcher:
@@ -104,11 +108,13 @@ class Film:
         finished chunks stay.
         """
         self.check()
+        kept = check_selections(self, root / self.project)
         pictures_of = None if self.vae is None else model_fingerprint(self.vae.patcher)
         with Project.open(root, self.project, self._settings(), pictures_of) as project:
             project.save_storyboard(self.storyboard.to_json(self.plan))
             recorder = Recorder(self, project, tell, show)
-            tell(project.report)
+            bill = f"Its selections take up to {kept / 2**20:.0f} MiB on disk." if kept else ""
+            tell(" ".join(part for part in (project.report, bill) if part))
             try:
                 if project.finished < len(self.plan.chunks):
                     self._run(project, recorder)
@@ -130,11 +136,12 @@ class Film:
     def guider(self) -> FilmGuider:
         """The guider of this film: a prompt for each shot, and behind them one for each chunk that blends two."""
         prompts = self.storyboard.conditionings
-        mixed = [blended(prompts[blend.shot - 1], prompts[blend.shot], blend.weight) for blend in self._blends]
+        mixed = [blended(prompts[blend.shot - 1], prompts[blend.shot], blend.weight) for blend in self.blends]
         return FilmGuider(self.remembering, (*prompts, *mixed), self.storyboard.negative, self.cfg)
 
     @property
-    def _blends(self) -> tuple[Blend, ...]:
+    def blends(self) -> tuple[Blend, ...]:
+        """Chunks that are made under two prompts."""
         return blends(self.plan, self.storyboard.transitions, self.storyboard.fps)
 
     def film_sampler(self, project: Project | None, recorder: Recorder | None) -> FilmSampler:
@@ -154,9 +161,10 @@ class Film:
             reaches=reaches(self.plan, self.storyboard.transitions),
             prompts={
                 (self.plan.chunks[blend.chunk].frames.start, blend.shot): len(self.storyboard.conditionings) + at
-                for at, blend in enumerate(self._blends)
+                for at, blend in enumerate(self.blends)
             },
             tallied=True,
+            keep_selections=self.keep_selections,
         )
 
     @property

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import comfy.k_diffusion.sampling
 import comfy.model_management
 
-from ..memory.project import check_project_name
+from ..memory.project import check_project_name, selection_path
 from .host.attach import adapter_for, memory_config, plan_memory, plan_moments
 from .host.conditioning import check_conditioning
 from .host.encoder_model import check_encoder
-from .host.page_tier import check_page_room
+from .host.page_tier import check_disk, check_page_room
 from .host.streaming_decode import StreamingDecoder
 
 if TYPE_CHECKING:
@@ -119,3 +120,16 @@ def _check_pages(film: Film) -> None:
             f"shortlist or the 'bank' of the Prompt-Retrieved Memory Bank down, {pins}or make the picture smaller."
         )
     check_page_room(memory.host_bytes)
+
+
+def check_selections(film: Film, folder: Path) -> int:
+    """Bytes on disk that the lists of the film in this folder still take at most; ValueError where they do not fit."""
+    if not film.keep_selections or film.encoder is not None:
+        return 0
+    sampler, chunks = film.film_sampler(None, None), film.plan.chunks
+    memory = plan_memory(film.guider(), sampler)
+    paths = [selection_path(folder, chunk.index) for chunk in chunks]
+    there = sum(path.stat().st_size for path in paths if path.exists())
+    needed = max(0, len(chunks) * memory.selection_bytes(sampler.model_calls(len(film.sigmas) - 1)) - there)
+    check_disk(folder, needed, memory.host_bytes)
+    return needed

@@ -34,7 +34,8 @@ class PromptRetrievedMemoryBank(io.ComfyNode):
             search_aliases=["memflow", "character memory", "pin", "retrieval", "consistent character"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="A Wan or HunyuanVideo text-to-video model, with or without Sparse KV Memory."
+                    "model",
+                    tooltip="A Wan, HunyuanVideo or Kandinsky 5 text-to-video model, with or without Sparse KV Memory.",
                 ),
                 io.Int.Input(
                     "bank",

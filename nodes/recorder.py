@@ -1,4 +1,4 @@
-"""Keeps a film on disk while it is made: latents, trace and pictures of every finished chunk."""
+"""Keeps a film on disk while it is made: latents, trace and pictures of every finished chunk, and its lists where they are asked for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from latent_preview import Latent2RGBPreviewer
 from PIL import Image
 from torch import Tensor
 
-from ..memory.chunks import PICTURES_PER_FRAME, Chunk
+from ..memory.chunks import Chunk
 from ..memory.film import join_segments, pictures_to_uint8, write_segment
 from ..memory.inspection import inspect_chunk, longest_reach
+from ..memory.picture.words import film_seconds
 from ..memory.project import Project
 from ..memory.rollout import FinishedChunk
+from ..memory.selections import save_selections
 from ..memory.thumbnails import write_thumbnail
 from ..memory.trace import Trace, TraceError, read_trace
-from ..memory.trace_lines import LatentDrift, chunk_line, film_facts
+from ..memory.trace_groups import step_groups
+from ..memory.trace_lines import DIGITS, LatentDrift, chunk_line, film_facts
 from .host.guider import FilmGuider
 from .host.streaming_decode import StreamingDecoder
 
@@ -39,6 +42,7 @@ class Recorder:
         self._caught_up = False
         self._trace = Trace(project.trace_path)
         self._drift = LatentDrift()
+        self._blends = {blend.chunk: blend.weight for blend in film.blends}
         self._header, self._earlier = _earlier_trace(project.trace_path)
 
     def finished(self, done: FinishedChunk, guider: FilmGuider) -> None:
@@ -48,6 +52,8 @@ class Recorder:
         if done.replayed:
             line = self._earlier.get(done.chunk.index)
         else:
+            if done.selections is not None:
+                save_selections(self._project.selection_path(done.chunk.index), done.selections)
             line = self._trace_chunk(done, guider, drift)
             self._project.save_chunk(done.chunk, latents, done.seconds)
         if self._decoder is None and not self._project.thumbnail_path(done.chunk.index).exists():
@@ -116,7 +122,8 @@ class Recorder:
     def _state(self, done: FinishedChunk, guider: FilmGuider, line: Mapping[str, Any] | None) -> str:
         plan = self._film.plan
         reach = 0 if line is None else longest_reach(inspect_chunk(self._header, line))
-        seconds = reach * PICTURES_PER_FRAME / self._film.storyboard.fps
+        start, fps = done.chunk.frames.start, self._film.storyboard.fps
+        seconds = film_seconds(start, fps) - film_seconds(start - reach, fps)
         lines = [
             self._project.report,
             f"shot {done.chunk.shot + 1} of {len(plan.shots())}, chunk {done.chunk.index + 1} of {len(plan.chunks)}",
@@ -126,7 +133,7 @@ class Recorder:
         return "\n".join(line for line in lines if line)
 
     def _trace_chunk(self, done: FinishedChunk, guider: FilmGuider, drift: Mapping[str, float]) -> dict[str, Any]:
-        film, session = self._film, guider.session
+        film, session, steps = self._film, guider.session, len(self._film.sigmas) - 1
         shots = film.storyboard.board.shots
         if not self._header or not self._project.trace_path.exists():  # there is none, or none that can be read
             self._header = {
@@ -135,6 +142,8 @@ class Recorder:
                 "plan": film.plan.summary(),
                 "prompts": [shot.prompt for shot in shots],
                 "transitions": [str(transition) for transition in film.storyboard.transitions],
+                "steps": steps,
+                "step_groups": step_groups(steps),
                 **film_facts(session),
                 **film.moments,
             }
@@ -144,6 +153,10 @@ class Recorder:
         line = chunk_line(done, session, drift)
         if begins:
             line["transition"] = str(film.storyboard.transitions[done.chunk.shot])
+        if done.selections is not None:
+            line["selection_bytes"] = self._project.selection_path(done.chunk.index).stat().st_size
+        if done.chunk.index in self._blends:
+            line["blend"] = round(self._blends[done.chunk.index], DIGITS)
         self._trace.add(line)
         return line
 

@@ -44,7 +44,8 @@ class SparseKVMemory(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="A Wan or HunyuanVideo text-to-video model, with LoRAs already applied."
+                    "model",
+                    tooltip="A Wan, HunyuanVideo or Kandinsky 5 text-to-video model, with LoRAs already applied.",
                 ),
                 io.Combo.Input(
                     "preset",
@@ -82,7 +83,7 @@ class SparseKVMemory(io.ComfyNode):
                     tooltip="When the model thinks a remembered frame was: 'absolute' as it was; 'contiguous' closes the "
                     "gaps, where there are some (a preset that searches the whole film leaves none); 'clamped' never further "
                     "away than the trained length; 'anchored' as contiguous, within the trained length from its beginning. "
-                    "'auto': absolute for Wan, anchored for HunyuanVideo, whose text has a place in time.",
+                    "'auto': absolute for Wan, anchored for HunyuanVideo, whose text has a place in time, clamped for Kandinsky 5.",
                 ),
                 io.Int.Input(
                     "trained_frames",

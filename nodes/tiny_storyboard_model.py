@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..memory.gates import GateForm
 from ..memory.presets import GATED_PRESETS
 from .host.build import build_tiny_reader, build_tiny_vae, build_tiny_wan, gated_weights, shipped_weights
+from .host.build_hunyuan import build_tiny_hunyuan, preview_with
 from .host.demo_text import build_demo_clip
 
 ANY, ENCODER = "any memory", "memory encoder"
+WAN, HUNYUAN = "Wan", "HunyuanVideo"
 FORMS: dict[str, GateForm | None] = {ANY: None} | {preset: form for form, preset in GATED_PRESETS.items()}
 
 
@@ -24,7 +27,7 @@ class TinyStoryboardModel(io.ComfyNode):
             display_name="Tiny Storyboard Model",
             category="longreel/demo",
             description=(
-                "A very small Wan model that comes with LongReel, with its text encoder and VAE: no download, and it "
+                "A very small model that comes with LongReel, with its text encoder and VAE: no download, and it "
                 "renders 128x96 cartoon films on any computer. Use it to try a storyboard and to learn the nodes. "
                 "It only knows the words of the demo storyboards; for real pictures load a Wan checkpoint instead."
             ),
@@ -47,30 +50,68 @@ class TinyStoryboardModel(io.ComfyNode):
                     tooltip="On: a causal model, which remembers through Sparse KV Memory. Off: the same weights as an ordinary "
                     "model, which remembers through a memory encoder that you trained for it. Changes nothing for 'memory encoder'.",
                 ),
+                io.Combo.Input(
+                    "family",
+                    optional=True,
+                    options=[WAN, HUNYUAN],
+                    default=WAN,
+                    tooltip="Which network. 'HunyuanVideo' learned the same cartoons, chunk by chunk of one latent frame: leave the "
+                    "two inputs above as they are, and make its film like that of the large one, with KSampler Select and with VAE "
+                    "Decode behind the sampler.",
+                ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The tiny Wan model; connect it like any Wan model."),
+                io.Model.Output(
+                    display_name="model", tooltip="The tiny model; connect it like any model of its family."
+                ),
                 io.Clip.Output(display_name="clip", tooltip="The demo text encoder; it knows words, not meanings."),
                 io.Vae.Output(display_name="vae", tooltip="The tiny Wan VAE; turns latents into 8x larger frames."),
             ],
         )
 
     @classmethod
-    def execute(cls, trained_for: str = ANY, causal: bool = True) -> io.NodeOutput:
-        """Load the shipped weights, or seeded random ones while none ship; ValueError while no gates ship, or for gates without causal."""
+    def execute(cls, trained_for: str = ANY, causal: bool = True, family: str = WAN) -> io.NodeOutput:
+        """Load the shipped weights, or a seeded random Wan while none ships.
+
+        Raises ValueError for what does not ship, for gates without causal, and for either with HunyuanVideo.
+        """
         vae = build_tiny_vae(weights=shipped_weights("vae"))
-        if trained_for == ENCODER:
-            return io.NodeOutput(build_tiny_reader(shipped_weights("wan") or {}), build_demo_clip(), vae)
-        form = FORMS[trained_for]
-        if form is not None and not causal:
-            raise ValueError(
-                f"The model trained for {trained_for} is causal: an ordinary one has no use for gates. Switch 'causal' on, or take '{ANY}'."
-            )
-        weights = shipped_weights("wan") if form is None else gated_weights(form)
-        if form is not None and weights is None:
-            raise ValueError(
-                f"No gates for {trained_for} came with this pack: memory/weights needs tiny_gates_{form.value}.safetensors. "
-                f"Train them with `longreel train tiny --gates {form.value}`, or take '{ANY}'."
-            )
-        model = build_tiny_wan(causal=causal, weights=weights)
+        if family == HUNYUAN:
+            model = _hunyuan(trained_for, causal)
+            preview_with(model, vae)
+        else:
+            model = _wan(trained_for, causal)
         return io.NodeOutput(model, build_demo_clip(), vae)
+
+
+def _wan(trained_for: str, causal: bool) -> ModelPatcher:
+    if trained_for == ENCODER:
+        return build_tiny_reader(shipped_weights("wan") or {})
+    form = FORMS[trained_for]
+    if form is not None and not causal:
+        raise ValueError(
+            f"The model trained for {trained_for} is causal: an ordinary one has no use for gates. Switch 'causal' on, or "
+            f"take '{ANY}'."
+        )
+    weights = shipped_weights("wan") if form is None else gated_weights(form)
+    if form is not None and weights is None:
+        raise ValueError(
+            f"No gates for {trained_for} came with this pack: memory/weights needs tiny_gates_{form.value}.safetensors. "
+            f"Train them with `longreel train tiny --gates {form.value}`, or take '{ANY}'."
+        )
+    return build_tiny_wan(causal=causal, weights=weights)
+
+
+def _hunyuan(trained_for: str, causal: bool) -> ModelPatcher:
+    if trained_for != ANY or not causal:
+        raise ValueError(
+            f"The tiny HunyuanVideo was trained for '{ANY}', and remembers chunk by chunk; got '{trained_for}', causal "
+            f"{'on' if causal else 'off'}. Take '{ANY}' and switch 'causal' on, or take family '{WAN}'."
+        )
+    weights = shipped_weights("hunyuan")
+    if weights is None:
+        raise ValueError(
+            "No tiny HunyuanVideo came with this pack: memory/weights needs tiny_hunyuan*.safetensors. Train one with `longreel "
+            f"train tiny --family hunyuan` and put its files there, or take family '{WAN}'."
+        )
+    return build_tiny_hunyuan(weights=weights)

@@ -84,6 +84,7 @@ def render(
     size: tuple[int, int] = TINY_SIZE,
     cast: tuple[frozenset[str], ...] = (),
     tallied: bool = False,
+    keep_selections: bool = False,
     marks: Marks = NO_MARKS,
 ) -> Film:
     """Render a plan with memory on a model, chunk by chunk, through the host's guider."""
@@ -110,6 +111,7 @@ def render(
         finished=finished,
         cast=cast,
         tallied=tallied,
+        keep_selections=keep_selections,
         marks=marks,
     )
     template = torch.zeros(1, LATENT_CHANNELS, plan.longest_chunk, *size)

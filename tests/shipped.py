@@ -12,6 +12,7 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 API_FOLDER = ROOT / "workflows" / "api"
 SNAPSHOT = ROOT / "tests" / "data" / "object_info.json"
 TINY = ROOT / "workflows" / "Tiny demo storyboard.json"
+TINY_HUNYUAN = ROOT / "workflows" / "Tiny HunyuanVideo storyboard.json"
 
 WRITE = os.environ.get("LONGREEL_WRITE") == "1"
 HOW_TO_WRITE = "If the change is meant, run `LONGREEL_WRITE=1 pytest tests/workflows` and commit the files it writes."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .cases import FilmLists, KernelCase
 from .report import KernelBench
 from .run import run_kernel_bench
 from .tuning import NothingToTuneError, Tuning, tune
 
-__all__ = ["KernelBench", "NothingToTuneError", "Tuning", "run_kernel_bench", "tune"]
+__all__ = ["FilmLists", "KernelBench", "KernelCase", "NothingToTuneError", "Tuning", "run_kernel_bench", "tune"]

@@ -17,7 +17,7 @@ class KernelCase:
     """One chunk that reads `frames` frames of history, itself included; sizes of one layer of a model.
 
     Each head and group lists `listed` pages of the bank, or, with a `shortlist`, of so many pages of its head. `lists`
-    names how they are drawn (`lists.py`).
+    names how they are drawn (`lists.py`), or is "film" for those of a film.
     """
 
     name: str
@@ -94,6 +94,7 @@ TINY = KernelCase(
     "tiny", heads=2, frames=30, dtype=torch.float32, head_dim=64, frame_tokens=150, page_tokens=16, group_tokens=48,
     listed=8, shortlist=32, layers=4, ffn=512,
 )  # fmt: skip
+FILM_RIVALS = ("random", "clustered")
 SMOKE = (TINY, replace(TINY, name="tiny, recorded lists", lists="recorded"))
 # A CPU without 16-bit arithmetic is fastest in float32; HunyuanVideo at a quarter of the picture, as its 24 heads take twice as long.
 ON_CPU = replace(WAN_1_3B, dtype=torch.float32)
@@ -134,8 +135,21 @@ PROFILES: dict[tuple[str, str], tuple[KernelCase, ...]] = {
 }
 
 
-def build_inputs(case: KernelCase, device: torch.device) -> Inputs:
-    """Random queries, history and lists of a case."""
+class FilmLists(NamedTuple):
+    """Lists that a chunk of a real film read, in one step and layer, and the case of its sizes."""
+
+    case: KernelCase
+    lists: PageLists  # slots from `case.first_bank_slot` on, ascending
+
+    @property
+    def cases(self) -> tuple[KernelCase, ...]:
+        """The film's own lists, and lists of its sizes that were drawn."""
+        drawn = (replace(self.case, name=f"{self.case.name}, {kind} lists", lists=kind) for kind in FILM_RIVALS)
+        return (self.case, *drawn)
+
+
+def build_inputs(case: KernelCase, device: torch.device, film: FilmLists | None = None) -> Inputs:
+    """Random queries and history of a case, and its lists: drawn, unless it is the case of a film."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -144,7 +158,11 @@ def build_inputs(case: KernelCase, device: torch.device) -> Inputs:
     q = normal(case.tokens, case.heads, case.head_dim)
     k, v = (normal(case.heads, case.frames * case.frame_tokens, case.head_dim) for _ in range(2))
     pages = build_pages(case, k, v)
-    return Inputs(case, q, k, v, pages, draw_lists(case, generator))
+    if film is not None and film.case == case:
+        lists = PageLists(*(x.to(device) for x in film.lists))
+    else:
+        lists = draw_lists(case, generator)
+    return Inputs(case, q, k, v, pages, lists)
 
 
 def build_pages(case: KernelCase, k: Tensor, v: Tensor) -> Pages:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from .cases import PROFILES, Inputs, KernelCase, build_inputs
+from .cases import PROFILES, FilmLists, Inputs, KernelCase, build_inputs
 from .exact import SUM_ERROR, allowed_error, relative_error, sample_exactly, sampled
 from .measure import EFFORTS, Effort, Times, describe_machine, measure, milliseconds
 from .offload import make_offload_parts
@@ -22,17 +22,25 @@ INDEX_FRAMES = 64  # whose page means lie on the card, as the memory's index has
 
 
 def run_kernel_bench(
-    profile: str = "smoke", device: str = "cpu", *, rounds: int | None = None, cases: Sequence[str] = (), note: str = ""
+    profile: str = "smoke",
+    device: str = "cpu",
+    *,
+    rounds: int | None = None,
+    cases: Sequence[str] = (),
+    note: str = "",
+    film: FilmLists | None = None,
 ) -> KernelBench:
     """Measure the kernels and their peers: `smoke` in seconds, `full` at the size of real models.
 
     `rounds` overrides how often everything is timed, `cases` keeps the cases of these names, `note` stays with the result.
+    A `film` brings cases of its own in the place of the profile's.
     Raises ValueError when there is no such profile, device or case.
     """
     at = torch.device(device)
     if (profile, at.type) not in PROFILES:
         raise ValueError(f"The bench needs one of {sorted(PROFILES)}, got {(profile, at.type)}.")
-    chosen = [case for case in PROFILES[profile, at.type] if not cases or case.name in cases]
+    there = PROFILES[profile, at.type] if film is None else film.cases
+    chosen = [case for case in there if not cases or case.name in cases]
     if not chosen:
         raise ValueError(f"No case of {profile} is named {' or '.join(cases)}.")
     effort = EFFORTS[profile, at.type]
@@ -45,7 +53,7 @@ def run_kernel_bench(
     held: dict[str, dict[str, int]] = {}
     for case in chosen:
         try:
-            held[case.name], found = measure_case(build_inputs(case, at), effort)
+            held[case.name], found = measure_case(build_inputs(case, at, film), effort)
             rows += found
         except torch.OutOfMemoryError:
             rows.append(Row(case.name, "everything", note="out of memory"))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..dispatch import HALVES, OLDEST_TRITON, Implementation, Needs, Operation, facts_of, implementations
 from ..pages import PageLists, Pages, check_lists, check_pages
-from ..state import AttentionState
+from ..state import ReadState
 
 HEAD_DIMS = (16, 32, 64, 128)
 OPERATION = Operation(
@@ -31,7 +31,7 @@ def page_attention(
     dense_tokens: int,
     group_tokens: int,
     implementation: str | None = None,
-) -> AttentionState:
+) -> ReadState:
     """One softmax over the first `dense_tokens` tokens of the pages, and the pages that a head lists for a group.
 
     `q` is `[L, H, D]`; queries `g x group_tokens` to `(g + 1) x group_tokens` are group g, the last one may be short.
@@ -44,8 +44,7 @@ def page_attention(
     if q.device.type == "cpu":
         check_lists(lists, pages.k.shape[1], -(-dense_tokens // pages.k.shape[2]))
     run = OPERATION.choose(facts_of(q), implementation)
-    state: AttentionState = run(q, pages, lists, dense_tokens, group_tokens)
-    return state
+    return ReadState(*run(q, pages, lists, dense_tokens, group_tokens))
 
 
 def check_shapes(q: Tensor, pages: Pages, lists: PageLists, dense_tokens: int, group_tokens: int) -> None:

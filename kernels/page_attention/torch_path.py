@@ -9,20 +9,22 @@ from torch.nn.functional import pad
 from ..dense_attention import attention_with_lse, dense_attention
 from ..merge_states.torch_path import merge_states
 from ..pages import PageLists, Pages, rows_of
-from ..state import AttentionState
+from ..state import AttentionState, ReadState
 
 # Gathered keys and values of a slice of groups: on a CPU they should stay in its cache.
 SLICE_BYTES = {"cpu": 16 * 2**20}
 GPU_SLICE_BYTES = 256 * 2**20
 
 
-def page_attention(q: Tensor, pages: Pages, lists: PageLists, dense_tokens: int, group_tokens: int) -> AttentionState:
-    """As the reference, in the type of the queries."""
+def page_attention(
+    q: Tensor, pages: Pages, lists: PageLists, dense_tokens: int, group_tokens: int
+) -> AttentionState | ReadState:
+    """As the reference, in the type of the queries; with the log-sum-exp of the lists where they are not alone."""
     own = own_attention(q, pages, lists, group_tokens)
     if dense_tokens == 0:
         return own
     k, v = (rows_of(x)[:, :dense_tokens] for x in (pages.k, pages.v))  # [H, T, D]
-    return merge_states(dense_attention(q, k, v), own)
+    return ReadState(*merge_states(dense_attention(q, k, v), own), own.lse)
 
 
 def own_attention(q: Tensor, pages: Pages, lists: PageLists, group_tokens: int) -> AttentionState:

@@ -22,7 +22,11 @@ from .words import film_seconds, fitting, short_time
 LEFT, RIGHT, TOP = 84, 16, 10
 TITLE, STRIP, SHOTS, TIMES, LANE, LANE_GAP, LEGEND = 26, 66, 22, 22, 58, 8, 34
 LANES = 3
+ABOVE_MATRIX = TOP + TITLE + STRIP + SHOTS + 6
+BELOW_MATRIX = TIMES + LANES * (LANE + LANE_GAP) + LEGEND
 SMALLEST_MARKED_CELL = 9
+READABLE_CELL = 4, 2  # pixels across and up, with which single chunks and frames can still be told apart
+MOST_PIXELS = 8192
 FONT_SIZE = 13
 RANK = {WINDOW: 0, SINK: 1, PAGES: 2, BANK: 3}  # what was chosen is shown before what is always read
 _TIME_STEPS = (0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)
@@ -57,6 +61,17 @@ class PictureView:
                 raise ValueError(
                     f"'{name}' needs to be 0 (all) or a group of this film, which has {groups}, got {chosen + 1}."
                 )
+
+
+def readable_size(inspection: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height in which every chunk and frame of a film can be seen: more than the default for films of minutes."""
+    needed = (
+        LEFT + READABLE_CELL[0] * inspection["chunk_count"] + RIGHT,
+        ABOVE_MATRIX + READABLE_CELL[1] * inspection["total_frames"] + BELOW_MATRIX,
+    )
+    least = PictureView()
+    width, height = (min(MOST_PIXELS, max(pair)) for pair in zip(needed, (least.width, least.height), strict=True))
+    return width, height
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +146,7 @@ class _Picture:
         width = view.width - LEFT - RIGHT
         self.strip = _Box(LEFT, TOP + TITLE, width, STRIP)
         self.shots = _Box(LEFT, self.strip.bottom, width, SHOTS)
-        below = TIMES + LANES * (LANE + LANE_GAP) + LEGEND
-        self.matrix = _Box(LEFT, self.shots.bottom + 6, width, view.height - self.shots.bottom - 6 - below)
+        self.matrix = _Box(LEFT, ABOVE_MATRIX, width, view.height - ABOVE_MATRIX - BELOW_MATRIX)
         frames = [chunk["frames"] for chunk in inspection["chunks"]]
         self.chunk_frames = frames[0][1] - frames[0][0] if frames else -(-self.frames // self.chunks)
         self.given = frames[0][0] - inspection["chunks"][0]["index"] * self.chunk_frames if frames else 0

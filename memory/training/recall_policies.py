@@ -19,7 +19,9 @@ TRAINED_CHUNKS = 12
 WINDOW_CHUNKS = 3
 """Chunks of the window, the one being made included."""
 REFERENCE = "full, absolute"
-"""The policy that all others are compared with, film by film."""
+"""The policy that is always measured and that all others are compared with, film by film."""
+WINDOW_AND_SINK = "window + sink"
+"""What most long-video models read; where it is measured, all others are compared with it, too."""
 FEWEST_CHARACTERS = 4
 FEWEST_FILMS = 2
 FRAME = cut_frame(HEIGHT // 16, WIDTH // 16, PageShape.SQUARE)
@@ -56,10 +58,7 @@ def recall_policies(
     A new policy is one line here.
     """
     window, trained = WINDOW_CHUNKS * chunk_frames, TRAINED_CHUNKS * chunk_frames
-    full = {
-        f"full, {positions.value}": MemoryConfig(None, 0, positions, trained)
-        for positions in (PositionPolicy.ABSOLUTE, PositionPolicy.CONTIGUOUS, PositionPolicy.CLAMPED)
-    }
+    full = {f"full, {positions.value}": MemoryConfig(None, 0, positions, trained) for positions in PositionPolicy}
     sink = MemoryConfig(window, chunk_frames, own, trained)
     ours = replace(sink, bank=PRESETS[LONGREEL].bank)
     if compare == "budgets":
@@ -70,12 +69,12 @@ def recall_policies(
     if compare == "ablations":
         return {REFERENCE: full[REFERENCE], "LongReel": ours, **_ablations(ours)}
     if compare == "banks":
-        return {REFERENCE: full[REFERENCE], "window + sink": sink, **_banks(sink, chunk_frames)}
+        return {REFERENCE: full[REFERENCE], WINDOW_AND_SINK: sink, **_banks(sink, chunk_frames)}
     if compare == ENCODERS:
         return {REFERENCE: full[REFERENCE], "window": replace(sink, sink_frames=0)}
     return {
         "window": replace(sink, sink_frames=0),
-        "window + sink": sink,
+        WINDOW_AND_SINK: sink,
         **full,
         "LongReel": ours,
         "LongReel, clamped": replace(ours, positions=PositionPolicy.CLAMPED),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from .recall_policies import REFERENCE, Cell
+from .recall_policies import REFERENCE, WINDOW_AND_SINK, Cell
 from .recall_samples import Drift, Sample
 from .recall_statistics import mean, mean_interval, share_interval
 
@@ -23,7 +23,7 @@ MEANS = (
     "true_dynamic_degree",
 )
 SHARES = ("who_is_it", "obedience", "name_swap")
-COMPARED = ("identity_cosine", "who_is_it")
+COMPARED = ("identity_cosine", "who_is_it", "dynamic_degree")
 MIB = 1 << 20
 PARTS = 4
 """Into how many parts a free-running film is cut to see its background change."""
@@ -62,28 +62,36 @@ class RecallReport:
         return rows
 
     def differences(self) -> list[dict[str, Any]]:
-        """Each policy against full memory with absolute positions, film by film."""
+        """Each policy against full memory with absolute positions, and against window and sink, film by film."""
         cells = self._cells()
         rows = []
-        for (cell, policy), samples in cells.items():
-            reference = {sample.film: sample for sample in cells.get((cell, REFERENCE), [])}
-            pairs = [(sample, reference[sample.film]) for sample in samples if sample.film in reference]
-            if policy == REFERENCE or not pairs:
-                continue
-            row: dict[str, Any] = {"policy": policy, "against": REFERENCE, **cell._asdict(), "films": len(pairs)}
-            for name in COMPARED:
-                values = [getattr(ours, name) - getattr(theirs, name) for ours, theirs in pairs]
-                row[name], row[f"{name}_interval"] = mean(values), mean_interval(values)
-            rows.append(row)
+        for against in (REFERENCE, WINDOW_AND_SINK):
+            for (cell, policy), samples in cells.items():
+                reference = {sample.film: sample for sample in cells.get((cell, against), [])}
+                pairs = [(sample, reference[sample.film]) for sample in samples if sample.film in reference]
+                if policy == against or not pairs:
+                    continue
+                row: dict[str, Any] = {"policy": policy, "against": against, **cell._asdict(), "films": len(pairs)}
+                for name in COMPARED:
+                    values = [getattr(ours, name) - getattr(theirs, name) for ours, theirs in pairs]
+                    row[name], row[f"{name}_interval"] = mean(values), mean_interval(values)
+                rows.append(row)
         return rows
 
     def drift_rows(self) -> list[dict[str, Any]]:
-        """How the background of free-running films changes: its PSNR along the film, and what the last quarter lost."""
+        """Free-running films: the background's PSNR along them, what the last quarter lost, how much moves and against whom."""
+        moves = {(drift.policy, drift.film): mean(drift.dynamic_degree) for drift in self.drifts}
         rows = []
         for policy in self.header["policies"]:
             drifts = [drift for drift in self.drifts if drift.policy == policy]
             if not drifts:
                 continue
+            own = [moves[policy, drift.film] for drift in drifts]
+            against = {}
+            for other in (REFERENCE, WINDOW_AND_SINK):
+                values = [moves[policy, d.film] - moves[other, d.film] for d in drifts if (other, d.film) in moves]
+                if values and other != policy:
+                    against[other] = {"dynamic_degree": mean(values), "dynamic_degree_interval": mean_interval(values)}
             films = [drift.background_psnr for drift in drifts]
             part = max(1, len(films[0]) // PARTS)
             lost = [mean(film[:part]) - mean(film[-part:]) for film in films]
@@ -95,6 +103,9 @@ class RecallReport:
                     "background_psnr": [mean(chunk) for chunk in zip(*films, strict=True)],
                     "lost_db": mean(lost),
                     "lost_db_interval": mean_interval(lost),
+                    "dynamic_degree": mean(own),
+                    "dynamic_degree_interval": mean_interval(own),
+                    "against": against,
                 }
             )
         return rows
@@ -153,7 +164,7 @@ def _encoder_table(encoders: dict[str, dict[str, float]]) -> str:
 
 
 def _recall_table(chunks: int, rows: list[dict[str, Any]], chance: float) -> str:
-    head = "back after|policy|films|identity|PSNR|who is it|name swap|another film's history|background|obeys|moves|keys read"
+    head = "back after|policy|films|identity|PSNR|who is it|name swap|another film's history|background|obeys|moves, px|keys read"
     head += "|s a chunk|memory"
     body = [
         (
@@ -167,7 +178,7 @@ def _recall_table(chunks: int, rows: list[dict[str, Any]], chance: float) -> str
             f"{row['control_cosine']:.2f}",
             f"{row['background_psnr']:.1f} dB",
             f"{row['obedience']:.2f}",
-            f"{row['dynamic_degree']:.2f} px",
+            _with_interval(row, "dynamic_degree"),
             f"{row['keys_read_fraction']:.1%}",
             f"{row['seconds_per_chunk']:.3f}",
             f"{row['peak_bytes'] / MIB:.1f} MiB",
@@ -189,17 +200,19 @@ def _recall_table(chunks: int, rows: list[dict[str, Any]], chance: float) -> str
 def _difference_table(rows: list[dict[str, Any]]) -> str:
     body = [
         (
+            row["against"],
             str(row["chunks"]),
             str(row["distance"]),
             row["policy"],
             str(row["films"]),
             _with_interval(row, "identity_cosine", "+"),
             _with_interval(row, "who_is_it", "+"),
+            _with_interval(row, "dynamic_degree", "+"),
         )
         for row in rows
     ]
-    head = ("film", "back after", "policy", "films", "identity", "who is it")
-    return f"**Against `{REFERENCE}`, film by film.**\n\n{_table(head, body)}"
+    head = ("against", "film", "back after", "policy", "films", "identity", "who is it", "moves, px")
+    return f"**Differences, film by film.**\n\n{_table(head, body)}"
 
 
 def _drift_table(rows: list[dict[str, Any]]) -> str:
@@ -207,10 +220,22 @@ def _drift_table(rows: list[dict[str, Any]]) -> str:
         cuts = [len(values) * part // PARTS for part in range(PARTS + 1)]
         return [f"{mean(values[start:stop]):.1f}" for start, stop in pairwise(cuts)]
 
+    others = [name for name in (REFERENCE, WINDOW_AND_SINK) if any(name in row["against"] for row in rows)]
     body = [
-        (row["policy"], str(row["films"]), *quarters(row["background_psnr"]), _with_interval(row, "lost_db"))
+        (
+            row["policy"],
+            str(row["films"]),
+            *quarters(row["background_psnr"]),
+            _with_interval(row, "lost_db"),
+            _with_interval(row, "dynamic_degree"),
+            *(
+                _with_interval(row["against"][other], "dynamic_degree", "+") if other in row["against"] else ""
+                for other in others
+            ),
+        )
         for row in rows
     ]
-    head = ("policy", "films", *(f"quarter {part + 1}" for part in range(PARTS)), "lost")
+    parts = (f"quarter {part + 1}" for part in range(PARTS))
+    head = ("policy", "films", *parts, "lost", "moves, px", *(f"moves against {other}" for other in others))
     title = f"**Drift.** Background in dB along films of {rows[0]['chunks'][-1] + 1} chunks that nobody corrects."
     return f"{title}\n\n{_table(head, body)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..whole_file import explained, whole_file
 
-SAMPLES_VERSION = 1
+SAMPLES_VERSION = 2
 """To be raised when the same settings give other numbers."""
 
 
@@ -45,12 +45,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The background of a film that a policy made all by itself: PSNR in dB of some of its chunks."""
+    """A film that a policy made all by itself: of some of its chunks the background's PSNR in dB, and how much moves."""
 
     policy: str
     film: int
     chunks: tuple[int, ...]
     background_psnr: tuple[float, ...]
+    dynamic_degree: tuple[float, ...]
 
     @property
     def key(self) -> tuple[str, int]:
@@ -87,7 +88,8 @@ class Samples:
             sample = Sample(**line)
             self.samples[sample.key] = sample
         else:
-            drift = Drift(line["policy"], line["film"], tuple(line["chunks"]), tuple(line["background_psnr"]))
+            along = (tuple(line[name]) for name in ("chunks", "background_psnr", "dynamic_degree"))
+            drift = Drift(line["policy"], line["film"], *along)
             self.drifts[drift.key] = drift
 
     def add(self, measured: Sample | Drift) -> None:

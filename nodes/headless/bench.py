@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from .boot import DEVICES, boot_host
+from .train import FAMILIES
 
 NAME = "bench"
 
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--films", type=int, help="films for each film length and distance (default: 96; 3 with --quick)"
     )
     recall.add_argument("--weights", type=Path, metavar="FOLDER", help="a model that `longreel train tiny` made")
+    recall.add_argument(
+        "--family", choices=FAMILIES, help="which tiny model (default: the one in --weights, or else wan)"
+    )
     recall.add_argument(
         "--compare",
         metavar="WHAT",
@@ -79,6 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     instead.add_argument(
         "--record", type=Path, metavar="FILE", help="write what the tiny model asks and keeps, for recorded lists"
+    )
+    instead.add_argument(
+        "--lists",
+        type=Path,
+        metavar="FILE",
+        help="measure what a chunk of a film really read: a file of its folder 'selections' (keep_selections of the sampler)",
     )
     kernels.set_defaults(bench=run_kernels)
 

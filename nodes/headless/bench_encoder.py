@@ -16,11 +16,11 @@ from torch import Tensor
 from ...memory.encoded_history import HistoryConfig
 from ...memory.encoder_file import read_spec
 from ...memory.encoder_spec import EncoderSpec, Modulation, Rate
+from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
 from ..host.build import build_tiny_reader, build_tiny_wan
 from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder
-from .bench_recall import weights_fingerprint
 from .train_encoder import ENCODER_FILE, LORA_FILE
 
 FRAMES_PER_SECOND = FPS // FRAME_STRIDE

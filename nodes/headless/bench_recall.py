@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,16 +21,18 @@ from ...memory.gates import GateForm
 from ...memory.presets import GATED_PRESETS
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
+from ...memory.training.export import weights_fingerprint
 from ...memory.training.linear_codec import drop_silent_branches
 from ...memory.training.recall import SAMPLING_STEPS, recall_film, sampling_levels, swapped_name
+from ...memory.training.recall_flow import dynamic_degree
 from ...memory.training.recall_policies import FULL, PINS, Cell, RecallBench, gated_name, recall_policies
 from ...memory.training.recall_samples import Drift, Sample, Samples
 from ...memory.training.recall_scores import JUDGED, last_truth, nearest, scene_of
 from ...memory.training.storyworld import Film, Look, Shot, render_shot
 from ...memory.training.tiny_vae import FIRST_TEST_SEED
-from ...memory.training.words import pooled_words
 from ..host.attach import adapter_for, attach_memory
 from ..host.build import (
+    Family,
     build_tiny_vae,
     build_tiny_wan,
     gated_weights,
@@ -143,15 +144,21 @@ def has_gates(form: GateForm, folder: Path | None) -> bool:
 class TinyModel:
     """The tiny model, its VAE, its text encoder and its sisters with gates, in the host."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """Load what ships, or the model in `folder` as `longreel train tiny` writes it; ValueError without one."""
-        vae = load_weights(folder, "vae")
-        hunyuan = {} if folder is None else read_shards(folder, "hunyuan")
-        network = hunyuan or load_weights(folder, "wan")
+    def __init__(self, folder: Path | None = None, family: Family | None = None) -> None:
+        """Load what ships, or the model in `folder` as `longreel train tiny` writes it; ValueError without one.
+
+        Where no `family` is named it is that of the folder, or else Wan.
+        """
+        family = family or family_in(folder)
+        vae, network = load_weights(folder, "vae"), load_weights(folder, family)
         self.fingerprint = weights_fingerprint(network, vae)
-        self.model = build_tiny_hunyuan(weights=network) if hunyuan else build_tiny_wan(causal=True, weights=network)
+        self.gated: tuple[GatedModel, ...] = ()
+        if family == "hunyuan":
+            self.model = build_tiny_hunyuan(weights=network)
+        else:
+            self.model = build_tiny_wan(causal=True, weights=network)
+            self.gated = tuple(GatedModel(form, folder) for form in GateForm if has_gates(form, folder))
         self.positions = adapter_for(self.model).positions
-        self.gated = tuple(GatedModel(form, folder) for form in GateForm if has_gates(form, folder))
         self.encoded: tuple[EncodedModel, ...] = ()
         self.vae = build_tiny_vae(weights=vae)
         drop_silent_branches(self.vae.first_stage_model)  # else films would cost more to encode than to draw
@@ -162,9 +169,7 @@ class TinyModel:
     def prompt(self, text: str) -> Any:
         """The text as a CONDITIONING."""
         if text not in self._prompts:
-            ((words, extras),) = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-            pooled = pooled_words(words, torch.tensor([[words.shape[1]]]))  # HunyuanVideo reads it, Wan does not
-            self._prompts[text] = [[words, {**extras, "pooled_output": pooled}]]
+            self._prompts[text] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
         return self._prompts[text]
 
     def encode(self, film: Film) -> Tensor:
@@ -241,7 +246,12 @@ class TinyModel:
         return Drawn(chunks, probe.drawn, probe.seconds + commit_seconds, peak_bytes)
 
 
-def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, Tensor]:
+def family_in(folder: Path | None) -> Family:
+    """The family of the model in a folder; Wan where there is nothing else."""
+    return "hunyuan" if folder is not None and any(folder.glob("tiny_hunyuan*.safetensors")) else "wan"
+
+
+def load_weights(folder: Path | None, part: Family | Literal["vae"]) -> dict[str, Tensor]:
     """The weights of a part in `folder`, or those that ship.
 
     A folder without a VAE goes with the one that ships, one that has gates alone with the model that ships. Raises ValueError
@@ -254,19 +264,9 @@ def load_weights(folder: Path | None, part: Literal["wan", "vae"]) -> dict[str, 
         place = "memory/weights" if folder is None else str(folder)
         raise ValueError(
             f"The recall bench needs tiny_{part}*.safetensors, got none in {place}. Give --weights a folder that "
-            "`longreel train tiny --out` wrote."
+            "`longreel train tiny --out` wrote (`--family hunyuan` for HunyuanVideo)."
         )
     return weights
-
-
-def weights_fingerprint(*parts: dict[str, Tensor]) -> str:
-    """Sixteen digits that stand for these weights."""
-    digest = hashlib.sha256()
-    for weights in parts:
-        for name in sorted(weights):
-            digest.update(name.encode())
-            digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 class RecallRun:
@@ -366,7 +366,8 @@ class RecallRun:
             ends = torch.cat([made[:, :, stop - 2 : stop] for stop in (plan.chunks[at].frames.stop for at in judged)])
             pictures = self.model.last_pictures(ends)
             background = [scene.background(video[JUDGED]) for scene, video in zip(scenes, pictures, strict=True)]
-            self.samples.add(Drift(name, index, judged, tuple(background)))
+            moves = tuple(dynamic_degree(video) for video in pictures)
+            self.samples.add(Drift(name, index, judged, tuple(background), moves))
 
 
 def gated_models(bench: RecallBench, model: TinyModel) -> tuple[GatedModel, ...]:

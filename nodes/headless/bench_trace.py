@@ -76,6 +76,7 @@ def end_of_a_wan_chunk() -> float:
     lists = PageLists((drawn + WAN_FIRST_SLOT).int(), torch.full((WAN.heads, WAN_GROUPS), WAN_LISTED))
     spent = 0.0
     for step in range(WAN_STEPS):
+        tally.enter(step, WAN_STEPS)
         for layer in range(WAN.layers):
             if step < 2:
                 shape = (WAN.heads, WAN_SHORTLIST)

@@ -81,7 +81,7 @@ def measure_transitions(
     model: TinyModel, films: int, chunk_frames: int, seed: int, tell: Callable[[int], None]
 ) -> list[Switch]:
     """Every transition on the same films and noise, with a prompt bank beside window and sink."""
-    config = recall_policies(chunk_frames, "banks")["prompt bank"]
+    config = recall_policies(chunk_frames, "banks", model.positions)["prompt bank"]
     switches = []
     for index in range(films):
         drawn = FILMS_PER_SEED * seed + index

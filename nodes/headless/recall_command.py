@@ -55,7 +55,7 @@ def _measure(args: argparse.Namespace) -> int:
     from .bench_recall import LATENT_SIZE, RecallRun, TinyModel, bench_settings, load_weights
     from .machine import machine
 
-    model = TinyModel(args.weights)
+    model = TinyModel(args.weights, args.family)
     if bench.compare == ENCODERS:
         folders = dict(zip(bench.encoders, args.encoder or (), strict=True))
         model.encoded = encoded_models(folders, load_weights(args.weights, "wan"), bench.chunk_frames)
@@ -100,7 +100,7 @@ def _measure_transitions(args: argparse.Namespace) -> int:
     from .bench_transitions import measure_transitions, transition_rows, transition_table
     from .machine import machine
 
-    model = TinyModel(args.weights)
+    model = TinyModel(args.weights, args.family)
     progress = _Progress(bench.films)
     switches = measure_transitions(model, bench.films, bench.chunk_frames, bench.seed, progress.tell)
     rows = transition_rows(switches)
@@ -178,6 +178,7 @@ def _recall_header(
     """What the tables are of: names of files without their folders, because those are of one machine."""
     given = [f"--films {bench.films}"]
     given += ["--quick"] if args.quick else []
+    given += [f"--family {args.family}"] if args.family is not None else []
     for name in ("weights", "json", "plot"):
         if getattr(args, name) is not None:
             given.append(f"--{name} {getattr(args, name).name}")

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from ...memory.training.tiny_training import TinyTraining
 
 NAME = "train"
-STEPS = 3000
+STEPS = {"wan": 3000, "hunyuan": 700}
 QUICK_STEPS = 1000
 PROBE_FILMS = 12
 TELL_EVERY = 25
 LAYERS = 4
 GATE_FORMS = ("omnimem", "decmem")
 GATE_STEPS = 200
-FAMILIES = ("wan", "hunyuan")
+FAMILIES = tuple(STEPS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = parser.add_subparsers(metavar="MODEL", required=True)
     tiny = models.add_parser("tiny", help="the demo's VAE and causal Wan, on cartoons made as it goes")
     tiny.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoints, log, curve and weights")
-    tiny.add_argument("--steps", type=int, help=f"train up to this step (default: {STEPS}; {GATE_STEPS} with --gates)")
+    tiny.add_argument("--steps", type=int, help=f"train up to this step (default: {_default_steps()})")
     tiny.add_argument("--quick", action="store_true", help=f"only the first {QUICK_STEPS} steps of the same curve")
     tiny.add_argument("--seed", type=int, default=0, help="another seed, another model (default: 0)")
     tiny.add_argument(
@@ -126,6 +126,10 @@ def run_gates(args: argparse.Namespace) -> int:
     return 0
 
 
+def _default_steps() -> str:
+    return ", ".join([f"{steps} for {family}" for family, steps in STEPS.items()] + [f"{GATE_STEPS} with --gates"])
+
+
 def _new_model(family: str, seed: int) -> tuple[nn.Module, Predict]:
     """A seeded network of this family and how its flow is predicted."""
     from ...memory.training.causal import predict_flow
@@ -139,14 +143,15 @@ def _new_model(family: str, seed: int) -> tuple[nn.Module, Predict]:
 
 
 def _config(args: argparse.Namespace) -> TinyTraining:
-    from ...memory.training.tiny_training import TinyTraining
+    from ...memory.training.tiny_training import HUNYUAN_STAGES, STAGES, TinyTraining
 
     start = "seeded" if args.family == "wan" else f"seeded {args.family}"
     if args.weights is not None:
         start = _weights_hash(args.weights, args.family)
-    steps = STEPS if args.steps is None else args.steps
+    steps = STEPS[args.family] if args.steps is None else args.steps
+    stages = STAGES if args.family == "wan" else HUNYUAN_STAGES
     try:
-        return TinyTraining(steps=min(steps, QUICK_STEPS) if args.quick else steps, seed=args.seed, start=start)
+        return TinyTraining(min(steps, QUICK_STEPS) if args.quick else steps, stages, seed=args.seed, start=start)
     except ValueError as error:
         raise WorkflowError(str(error)) from error
 

@@ -24,13 +24,14 @@ class HostAdapter(Protocol):
     """One model family of the host.
 
     `positions` is the policy that suits it. `joins_text` says that text and picture are one sequence, so that words are
-    read with every chunk; otherwise text is read apart. `no_vae` is why films of this family cannot be decoded while they are
+    read with every chunk; otherwise text is read apart. `keeps_text` says that its keys and values are kept for a shot. `no_vae` is why films of this family cannot be decoded while they are
     made, and what to do instead, or None.
     """
 
     name: str
     positions: PositionPolicy
     joins_text: bool
+    keeps_text: bool
     no_vae: str | None
 
     def refusal(self, model: ModelPatcher) -> str | None:
@@ -73,6 +74,6 @@ def choose_adapter(model: ModelPatcher, adapters: Sequence[HostAdapter]) -> Host
     kind = type(model.model).__name__
     raise ValueError(
         f"LongReel cannot give memory to this model ({kind}). " + " ".join(reasons) + " Load a Wan text-to-video "
-        "checkpoint, for instance a Wan 2.1 1.3B or 14B causal one (Self-Forcing, LongLive, Causal-Forcing), or HunyuanVideo "
-        "text-to-video."
+        "checkpoint, for instance a Wan 2.1 1.3B or 14B causal one (Self-Forcing, LongLive, Causal-Forcing), or HunyuanVideo or "
+        "Kandinsky 5 text-to-video."
     )

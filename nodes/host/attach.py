@@ -23,11 +23,12 @@ from .film_sampler import FilmSampler
 from .gates import used_gates
 from .guider import FilmGuider
 from .hunyuan_video import HunyuanVideoAdapter
+from .kandinsky import KandinskyAdapter
 from .keys import PACK, SESSION, SETTINGS
 from .page_tier import fits_in_ram, page_folder
 from .wan import WanAdapter
 
-ADAPTERS: tuple[HostAdapter, ...] = (WanAdapter(), HunyuanVideoAdapter())
+ADAPTERS: tuple[HostAdapter, ...] = (WanAdapter(), HunyuanVideoAdapter(), KandinskyAdapter())
 
 
 def adapter_for(model: ModelPatcher) -> HostAdapter:
@@ -72,7 +73,7 @@ def _with_session(
     with ExitStack() as closing:
         folder = None if fits_in_ram(memory.host_bytes) else Path(closing.enter_context(page_folder()))
         gates = used_gates(guider.model_patcher)
-        kept_text = 0 if adapter.joins_text else guider.text_tokens
+        kept_text = guider.text_tokens if adapter.keeps_text else 0
         session = RunSession(memory, kept_text, folder, story, sampler.reaches, gates)
         guider.model_options["transformer_options"][SESSION] = session
         try:
@@ -125,6 +126,7 @@ def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:
         guider.longest_prompt,
         words=guider.longest_prompt if adapter.joins_text else 0,
         tallied=sampler.tallied,
+        keep_selections=sampler.keep_selections,
         gates=None if gates is None else gates.form,
     )
     refusal = None if memory.record is None else adapter.text_refusal(model)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import comfy.latent_formats
 import comfy.model_management
@@ -30,6 +30,8 @@ from .wan_history import with_history
 HEAD_SIZE = 128
 """The host's detection of Wan models divides the width by this to get the number of heads."""
 LATENT_CHANNELS = 16
+Family: TypeAlias = Literal["wan", "hunyuan"]
+"""Networks of which there are tiny ones, as their files are named."""
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "memory" / "weights"
 ENCODERS_FOLDER = WEIGHTS_FOLDER / "encoders"
 """Where the tiny memory encoder lies alone, because an artist chooses among all files of this folder."""
@@ -137,7 +139,7 @@ def read_shards(folder: Path, part: str) -> dict[str, Tensor]:
     return weights
 
 
-def shipped_weights(part: Literal["wan", "vae"]) -> dict[str, Tensor] | None:
+def shipped_weights(part: Family | Literal["vae"]) -> dict[str, Tensor] | None:
     """The trained weights in `memory/weights`, or None if none ship."""
     return read_shards(WEIGHTS_FOLDER, part) or None
 

@@ -18,6 +18,8 @@ from ...memory.training.initialise import initialise_hunyuan
 from .build import HEAD_SIZE, LATENT_CHANNELS, HostModules, host_modules
 
 CLIP_WIDTH, TEXT_WIDTH, MLP_RATIO = 768, 4096, 4.0
+FLAT = ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+"""Black and the three colours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +109,14 @@ def build_tiny_hunyuan(
             "of `new_hunyuan`."
         )
     return model
+
+
+@torch.inference_mode()
+def preview_with(model: ModelPatcher, vae: comfy.sd.VAE) -> None:
+    """Let the host preview this model's latents in the rough colours of `vae`, which is not HunyuanVideo's own."""
+    flat = [vae.encode(torch.tensor(colour).expand(1, 32, 32, 3))[:, :, 0, 2, 2] for colour in FLAT]  # [1, 16] each
+    latents: Tensor = model.model.process_latent_in(torch.cat(flat))
+    factors = 2 * torch.linalg.pinv(latents[1:] - latents[0])  # [16, 3]; the host's pictures go from -1 to 1
+    known = model.model.latent_format
+    known.latent_rgb_factors = factors.tolist()
+    known.latent_rgb_factors_bias = (-1 - latents[0] @ factors).tolist()

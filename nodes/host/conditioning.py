@@ -14,6 +14,7 @@ _REFUSED = {
     "reference_latents": "reference latents",
     "context_latents": "context latents",
     "time_dim_concat": "frames joined in time",
+    "time_dim_replace": "frames put in place of others",
     "area": "an area",
     "mask": "a mask",
     "guiding_frame_index": "an image-to-video guide",

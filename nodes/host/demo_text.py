@@ -9,7 +9,7 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
-from ...memory.training.words import embed_words, split_words
+from ...memory.training.words import embed_words, pooled_words, split_words
 
 Token = tuple[str, float] | tuple[str, float, int]
 """A word and its weight, and its number where the host asks for one."""
@@ -58,10 +58,12 @@ class DemoTextModel(nn.Module):
         """Forget the device of the last run."""
         self.execution_device = None
 
-    def encode_token_weights(self, tokens: dict[str, list[list[Token]]]) -> tuple[Tensor, None]:
-        """The prompt as `[1, L, 4096]`, float32, L = 1 + words; there is no pooled output."""
-        words = [token[0] for token in tokens["words"][0]]
-        return embed_words(words).to(self.execution_device or "cpu"), None
+    def encode_token_weights(self, tokens: dict[str, list[list[Token]]]) -> tuple[Tensor, Tensor]:
+        """The prompt as `[1, L, 4096]`, L = 1 + words, and as one vector `[1, 768]`, which only HunyuanVideo reads; float32."""
+        vectors = embed_words([token[0] for token in tokens["words"][0]])
+        pooled = pooled_words(vectors, torch.tensor([[vectors.shape[1]]]))
+        device = self.execution_device or "cpu"
+        return vectors.to(device), pooled.to(device)
 
     def load_sd(self, state: dict[str, Tensor]) -> tuple[list[str], list[str]]:
         """Nothing to load: no missing keys, every given key unexpected."""

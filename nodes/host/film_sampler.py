@@ -61,7 +61,7 @@ class FilmSampler(comfy.samplers.Sampler):
     LATENT tensor `[1, C, 1, H, W]` that the film starts from, or None. `cast` are the characters of each shot,
     `marks` the storyboard's pins and vetoes, `reaches` how far back it may look. `prompts` names another prompt of the
     guider than the shot's own, by the first frame of a chunk and its shot. `tallied` counts what is read of the bank, for a
-    trace.
+    trace; `keep_selections` hands on all lists, for a replay.
     """
 
     plan: Plan
@@ -78,6 +78,11 @@ class FilmSampler(comfy.samplers.Sampler):
     reaches: tuple[Reach, ...] = ()
     prompts: Mapping[tuple[int, int], int] = field(default_factory=dict)
     tallied: bool = False
+    keep_selections: bool = False
+
+    def model_calls(self, steps: int) -> int:
+        """How often the model is called for a chunk of so many steps, the commit included: a SAMPLER may do it twice a step."""
+        return steps * (1 if self.inner is None else 2) + 1
 
     def sample(
         self,
@@ -156,6 +161,7 @@ class ChunkSteps:
     def denoise(self, chunk: Chunk) -> Tensor:
         """Clean latents `[1, C, T, H, W]` of the chunk."""
         self._enter(self._film.prompt_of(chunk.frames.start, chunk.shot))
+        self._enter_step(0)
         denoise = self._few_steps if self._film.inner is None else self._many_steps
         return denoise(chunk)
 
@@ -171,6 +177,10 @@ class ChunkSteps:
                 self._session.forget_text()
             self._session.prompt = shot
         self._guider.shot = shot
+
+    def _enter_step(self, step: int) -> None:
+        if self._session is not None:
+            self._session.enter_step(step, len(self._levels) - 1)
 
     def _draw(self, chunk: Chunk, step: int) -> Tensor:
         shape = (*self._template.shape[:2], len(chunk.frames), *self._template.shape[3:])
@@ -213,6 +223,7 @@ class ChunkSteps:
         self._report(done.chunk, len(self._levels) - 2, done.latents, done.latents)
 
     def _report(self, chunk: Chunk, step: int, clean: Tensor, x: Tensor) -> None:
+        self._enter_step(step + 1)
         if self._callback is None:
             return
         steps = len(self._levels) - 1

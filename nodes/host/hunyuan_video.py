@@ -126,6 +126,7 @@ class HunyuanVideoAdapter:
     name = "HunyuanVideo text-to-video"
     positions = PositionPolicy.ANCHORED
     joins_text = True
+    keeps_text = False
     no_vae: str | None = (
         "HunyuanVideo's VAE lets every picture depend on the whole clip, on later frames too, so its films cannot be decoded "
         "while they are made. Disconnect the VAE from the Chunked AR Sampler and put VAE Decode (Tiled) behind its latent "

@@ -123,6 +123,7 @@ class WanAdapter:
     name = "Wan text-to-video"
     positions = PositionPolicy.ABSOLUTE
     joins_text = False
+    keeps_text = True
     no_vae: str | None = None
 
     def refusal(self, model: ModelPatcher) -> str | None:

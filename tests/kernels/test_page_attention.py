@@ -157,3 +157,19 @@ def test_a_list_that_would_count_a_page_twice_is_refused() -> None:
         page_attention(q, pages, lists, dense_tokens=40, group_tokens=8)
     with pytest.raises(ValueError, match="There are 144 tokens"):
         page_attention(q, pages, lists, dense_tokens=16 * 9 + 1, group_tokens=16)
+
+
+@implementations
+@hard_cases
+def test_what_went_to_the_lists_is_told_exactly_or_not_at_all(
+    memory: Memory, name: str, device: str, dtype: torch.dtype
+) -> None:
+    q, pages, lists = memory.build(dtype, device)
+    sizes = {"dense_tokens": memory.dense_tokens, "group_tokens": memory.group_tokens}
+    listed = page_attention(q, pages, lists, **sizes, implementation=name).listed
+    assert (listed is not None) == (name in ("torch", "split") and memory.dense_tokens > 0)
+    if listed is not None:
+        q, pages, lists = memory.build(dtype)
+        exact = reference.page_attention(q.double(), pages, lists, 0, memory.group_tokens).lse
+        allowed = LSE_ERROR if dtype is torch.float32 else HALF_LSE_ERROR
+        torch.testing.assert_close(listed.cpu().double(), exact, rtol=allowed, atol=allowed)

@@ -1,32 +1,50 @@
 // The offline page, opened as a file in headless Chromium. Arguments: playwright folder, Chromium, picture folder, page files.
 // Prints what was seen of each page as one JSON object by file name.
-import { createRequire } from "node:module";
 import { basename, join } from "node:path";
 import { pathToFileURL } from "node:url";
+import { drawn, newPage, startChromium } from "./front_end.mjs";
 
 const [playwright, executablePath, pictures, ...files] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(playwright);
 const DRAWS = 25;
 
-const browser = await chromium.launch({ executablePath, headless: true, args: ["--no-sandbox", "--disable-gpu"] });
+/** The colours of the matrix behind the picture, row by row from the top, -1 where nothing was read. */
+function cells(page) {
+  return page.evaluate(() => {
+    const { matrix, inspection } = window.longreelView;
+    const { data } = matrix.getContext("2d").getImageData(0, 0, matrix.width, matrix.height);
+    const colours = [];
+    for (let at = 0; at < data.length; at += 4) colours.push(data[at + 3] ? (data[at] << 16) | (data[at + 1] << 8) | data[at + 2] : -1);
+    return { width: matrix.width, height: matrix.height, colours: inspection.chunkCount <= 80 ? colours : colours.length };
+  });
+}
+
+/** The cells with one group of layers, one of heads, one of both, and with all of them again. */
+async function filtered(page) {
+  const found = {};
+  for (const [name, layers, heads] of [["layers", "3", ""], ["both", "3", "5"], ["heads", "", "5"], ["all", "", ""]]) {
+    await page.locator(".longreel-choice").nth(0).selectOption(layers);
+    await page.locator(".longreel-choice").nth(1).selectOption(heads);
+    await drawn(page);
+    found[name] = await cells(page);
+  }
+  return found;
+}
+
+const browser = await startChromium(playwright, executablePath);
 const seen = {};
 try {
   for (const file of files) {
     const name = basename(file, ".html");
-    const page = await browser.newPage({ viewport: { width: 1100, height: 760 }, colorScheme: name.endsWith("light") ? "light" : "dark" });
-    const said = (seen[name] = { errors: [], requests: [] });
-    page.on("pageerror", (error) => said.errors.push(String(error.stack ?? error)));
-    page.on("console", (message) => message.type() === "error" && said.errors.push(message.text()));
+    const { page, errors } = await newPage(browser, {
+      viewport: { width: 1100, height: 760 },
+      colorScheme: name.endsWith("light") ? "light" : "dark",
+    });
+    const said = (seen[name] = { errors, requests: [] });
     page.on("request", (request) => said.requests.push(request.url().slice(0, 60)));
     await page.goto(pathToFileURL(file).href);
-    await page.waitForTimeout(600);
-    said.cells = await page.evaluate(() => {
-      const { matrix, inspection } = window.longreelView;
-      const { data } = matrix.getContext("2d").getImageData(0, 0, matrix.width, matrix.height);
-      const colours = [];
-      for (let at = 0; at < data.length; at += 4) colours.push(data[at + 3] ? (data[at] << 16) | (data[at + 1] << 8) | data[at + 2] : -1);
-      return { width: matrix.width, height: matrix.height, colours: inspection.chunkCount <= 80 ? colours : colours.length };
-    });
+    await page.waitForFunction(() => window.longreelView?.drawn.picture);
+    await drawn(page);
+    said.cells = await cells(page);
     // What is on the screen, a little inside of each cell's upper left corner: marks are in the middle.
     said.screen = await page.evaluate(() => {
       const view = window.longreelView;
@@ -52,10 +70,11 @@ try {
     said.drawnWhileIdle = await page.evaluate((old) => window.longreelView.drawn.picture + window.longreelView.drawn.overlay - old, before.picture + before.overlay);
     await page.mouse.move(700, 400);
     await page.mouse.move(640, 420);
-    await page.waitForTimeout(300);
+    await drawn(page);
     said.picturesDrawnByHover = await page.evaluate((old) => window.longreelView.drawn.picture - old, before.picture);
     await page.mouse.click(640, 420);
-    await page.waitForTimeout(200);
+    await drawn(page);
+    if (name === "80 chunks") said.filtered = await filtered(page);
     // One draw at a time with a rest between, as when somebody changes a filter now and then.
     said.milliseconds = await page.evaluate(async (draws) => {
       const view = window.longreelView;
@@ -75,7 +94,7 @@ try {
       };
       return { all: await spent(false), withPixels: await spent(true) };
     }, DRAWS);
-    said.filters = await page.evaluate(() => [...document.querySelectorAll(".longreel-choice")].map((choice) => choice.options.length));
+    said.groups = await page.evaluate(() => [...document.querySelectorAll(".longreel-choice")].map((choice) => choice.options.length));
     said.dark = await page.evaluate(() => window.longreelView.theme.dark);
     said.title = await page.title();
     said.hacked = await page.evaluate(() => window.hacked ?? null);
@@ -91,6 +110,10 @@ try {
     const advised = await page.locator(".longreel-status").textContent();
     const meant = await page.evaluate(() => window.longreelView.cursor.frame);
     said.menu = { offered: Number(/frame (\d+)/.exec(offered)[1]), meant, advised };
+    said.unpinned = await page.evaluate(() => {
+      window.longreelView.toggleMark("pin", 1);
+      return document.querySelector(".longreel-status").textContent;
+    });
     // The film is made anew while a chunk is chosen that is not there yet.
     said.regrown = await page.evaluate(() => {
       const view = window.longreelView;

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from driven import drive_front_end, our_errors, picture_folder
 from PIL import Image
 from served import Server, tiny_prompt
 from shipped import TINY, WORKFLOWS, read_json
@@ -20,7 +17,6 @@ pytestmark = pytest.mark.long
 Record = Callable[[str, object], None]
 
 DRIVER = Path(__file__).with_name("browser.mjs")
-BROWSER_SECONDS = 900
 TITLE_HEIGHT = 30
 TEXT = "[1.5s] anna walks left in the meadow\n[1.5s] ben waves right in the town"
 RENDERERS = ("legacy", "nodes 2.0")
@@ -29,29 +25,12 @@ RENDERERS = ("legacy", "nodes 2.0")
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the browser saw of the tiny workflow, with a shorter storyboard."""
-    folder = tmp_path_factory.mktemp("browser")
-    pictures = Path(os.environ.get("LONGREEL_PICTURES", folder))
-    pictures.mkdir(parents=True, exist_ok=True)
     workflow = read_json(TINY)
     board = next(node for node in workflow["nodes"] if node["type"] == "LongReelStoryboard")
     board["widgets_values"][0] = TEXT
-    sent = folder / "workflow.json"
-    sent.write_text(json.dumps(workflow), encoding="utf-8")
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    playwright = os.environ.get("LONGREEL_PLAYWRIGHT")
-    assert chromium, "Install Chromium, or name one in CHROMIUM."
-    assert playwright, "Install playwright-core with npm and name its folder in LONGREEL_PLAYWRIGHT."
-    with Server(folder) as server:
-        done = subprocess.run(
-            ["node", str(DRIVER), playwright, chromium, server.url, str(sent), str(pictures)],
-            capture_output=True,
-            text=True,
-            timeout=BROWSER_SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, f"{done.stderr[-4000:]}\n{server.log[-4000:]}"
-    seen: dict[str, Any] = json.loads(done.stdout)
-    return {**seen, "pictures": pictures}
+    with Server(tmp_path_factory.mktemp("browser")) as server:
+        seen = drive_front_end(DRIVER, server, workflow)
+        return {**seen, "pictures": picture_folder(server.folder)}
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -82,8 +61,7 @@ def test_nodes_do_not_cover_each_other_in_the_page(seen: dict[str, Any], rendere
 
 
 def test_nothing_of_ours_makes_an_error_in_the_console(seen: dict[str, Any]) -> None:
-    ours = [line for line in seen["errors"] if "longreel" in line.lower()]
-    assert ours == []
+    assert our_errors(seen["errors"]) == []
 
 
 def test_every_workflow_is_offered_as_a_template(seen: dict[str, Any]) -> None:

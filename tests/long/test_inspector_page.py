@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +10,17 @@ from typing import Any
 
 import numerics
 import pytest
+from driven import drive, picture_folder
 from synthetic_film import BANK_KIND, PAGES_KIND, SINK_KIND, WINDOW_KIND, synthetic_film
 
+from longreel.memory.picture import PictureView
+from longreel.memory.picture.drawing import readings
 from longreel.nodes.headless.inspector_page import inspector_page
 
 pytestmark = pytest.mark.long
 Record = Callable[[str, object], None]
 
 DRIVER = Path(__file__).with_name("inspector_page.mjs")
-SECONDS = 300
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
 FILMS = {
     "3 chunks": synthetic_film(3) | {"pins": ""},  # a pin's row would lie over the colours
@@ -39,20 +37,9 @@ RANK = {WINDOW_KIND: 0, SINK_KIND: 1, PAGES_KIND: 2, BANK_KIND: 3}
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the browser saw of each page."""
     folder = tmp_path_factory.mktemp("pages")
-    pictures = Path(os.environ.get("LONGREEL_PICTURES", folder))
-    pictures.mkdir(parents=True, exist_ok=True)
     for name, film in FILMS.items():
         (folder / f"{name}.html").write_text(inspector_page(film), encoding="utf-8")
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    playwright = os.environ.get("LONGREEL_PLAYWRIGHT")
-    assert chromium, "Install Chromium, or name one in CHROMIUM."
-    assert playwright, "Install playwright-core with npm and name its folder in LONGREEL_PLAYWRIGHT."
-    pages = [str(folder / f"{name}.html") for name in FILMS]
-    command = ["node", str(DRIVER), playwright, chromium, str(pictures), *pages]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    return drive(DRIVER, str(picture_folder(folder)), *(str(folder / f"{name}.html") for name in FILMS))
 
 
 def kinds(film: dict[str, Any]) -> dict[tuple[int, int], tuple[int, float]]:
@@ -99,6 +86,19 @@ def test_colour_follows_the_amount_that_was_read(seen: dict[str, Any]) -> None:
         assert colour == next_colour if step == next_step else next_light >= light - numerics.LIGHTNESS_STEP
 
 
+def test_a_filter_shows_exactly_the_pages_of_its_group_and_everything_comes_back(seen: dict[str, Any]) -> None:
+    film, said = FILMS["80 chunks"], seen["80 chunks"]
+    for name, groups in (("layers", (3, None)), ("heads", (None, 5)), ("both", (3, 5))):
+        known = readings(film, PictureView(layer_group=groups[0], head_group=groups[1]))
+        cells = said["filtered"][name]
+        shown = {divmod(at, cells["width"]) for at, colour in enumerate(cells["colours"]) if colour >= 0}
+        assert {(chunk, cells["height"] - 1 - row) for row, chunk in shown} == {
+            cell for cell, (_, amount) in known.items() if amount > 0
+        }
+        assert cells["colours"] != said["cells"]["colours"]
+    assert said["filtered"]["all"] == said["cells"]
+
+
 def test_six_hundred_chunks_of_forty_layers_draw_in_a_tenth_of_a_second(
     seen: dict[str, Any], record_property: Record
 ) -> None:
@@ -125,6 +125,11 @@ def test_the_menu_marks_the_frame_it_was_opened_on(seen: dict[str, Any], name: s
     assert first <= float(moment[1]) < last
 
 
+def test_what_is_pinned_already_is_told_how_to_be_let_go(seen: dict[str, Any]) -> None:
+    told = "No storyboard can be written from here. Take 0.1s out of your 'pin:' and 'veto:' lines."
+    assert seen["80 chunks"]["unpinned"] == told
+
+
 @pytest.mark.parametrize("name", FILMS)
 def test_a_film_that_is_made_anew_is_drawn_while_a_later_chunk_is_chosen(seen: dict[str, Any], name: str) -> None:
     assert seen[name]["regrown"]["overlays"] == 1
@@ -139,7 +144,7 @@ def test_a_page_makes_no_error_and_asks_for_nothing(seen: dict[str, Any], name: 
 
 def test_pages_follow_the_light_and_offer_every_group(seen: dict[str, Any]) -> None:
     assert {name: said["dark"] for name, said in seen.items()} == {name: not name.endswith("light") for name in FILMS}
-    assert seen["600 chunks"]["filters"] == [9, 13]
+    assert seen["600 chunks"]["groups"] == [9, 13]
 
 
 def test_markup_in_names_and_prompts_is_shown_and_never_run(seen: dict[str, Any]) -> None:

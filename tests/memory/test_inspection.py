@@ -27,7 +27,7 @@ def plan(*chunks_of_shot: int, chunk_frames: int = 2) -> dict[str, Any]:
 
 
 HEADER = {
-    "longreel_trace": 2,
+    "longreel_trace": 3,
     "project": MARKUP,
     "fps": 16.0,
     "plan": plan(3, 2),
@@ -39,6 +39,8 @@ HEADER = {
     "heads": 2,
     "layer_groups": [[0, 1], [2, 2]],
     "head_groups": [[0, 0], [1, 1]],
+    "steps": 4,
+    "step_groups": [[0, 1], [2, 3]],
     "sink_frames": 1,
     "pins": "0.25s",
     "vetoes": "",
@@ -63,7 +65,16 @@ def event(chunk: int, read: list[int], **more: Any) -> dict[str, Any]:
 EVENTS = [
     event(0, []),
     event(1, [0, 1]),
-    event(2, [0, 2, 3], bank=[[1, 2500]], selected=[[1, 0, 5000, 3, 2500]]),
+    event(
+        2,
+        [0, 2, 3],
+        bank=[[1, 2500]],
+        selected=[[1, 0, 5000, 3, 2500]],
+        bank_steps=[[1, 3000, 2000]],
+        bank_steps_rest=[10, 0],
+        steps=[[6, 2.0, 3.5], [6, 2.0, 2.5]],
+        hits={"card": 5, "ram": 7},
+    ),
     event(
         3,
         [0, 1, 4, 5],
@@ -72,7 +83,7 @@ EVENTS = [
         selected=[],
         excluded={"vetoed": [[2, 3]]},
     ),
-    event(4, [0, 6, 7], bank=[], bank_rest=123, selected=[], selected_rest=45),
+    event(4, [0, 6, 7], recached_frames=[4, 5], blend=0.5, bank=[], bank_rest=123, selected=[], selected_rest=45),
 ]
 
 
@@ -98,7 +109,12 @@ def test_numbers_of_an_inspection_are_those_of_the_trace() -> None:
     assert inspection["chunks"][2]["selected"] == [[0, 0, 1, 0.5], [1, 1, 1, 0.25]]
     assert inspection["chunks"][3]["excluded"] == {"vetoed": [2, 3]}
     assert (inspection["chunks"][4]["reads_rest"], inspection["chunks"][4]["selected_rest"]) == (0.0123, 0.0045)
-    assert [longest_reach(chunk) for chunk in inspection["chunks"]] == [0, 2, 4, 6, 8]
+    assert [longest_reach(chunk) for chunk in inspection["chunks"]] == [0, 1, 3, 5, 2]  # the sink does not count
+    assert inspection["step_groups"] == [[0, 1], [2, 3]]
+    second, last = inspection["chunks"][2], inspection["chunks"][4]
+    assert (second["by_step"], second["by_step_rest"]) == ([[1, 0.3, 0.2]], [0.001, 0.0])
+    assert (second["steps"], second["hits"]) == ([[6, 2.0, 3.5], [6, 2.0, 2.5]], {"card": 5, "ram": 7})
+    assert (last["recached"], last["blend"], second["recached"], second["blend"]) == ([4, 5], 0.5, [], None)
     assert inspection["thumbnails"] == [{"chunk": 1, "src": "/view?filename=1"}]
     assert inspection["shots"][1] == {"prompt": MARKUP, "frames": [6, 10], "transition": "cut"}
 
@@ -137,6 +153,7 @@ def test_a_trace_of_version_1_gives_what_it_knows() -> None:
     (chunk,) = inspection["chunks"]
     assert chunk["reads"] == [[0, BANK, 1.0, None, "prompt"], [1, WINDOW, 1.0, None, "window"]]
     assert chunk["milliseconds"] == {"denoise": 7.5, "commit": 2.5}
+    assert (inspection["step_groups"], chunk["by_step"], chunk["hits"]) == ([], [], {})
     assert draw_inspection(inspection, {}).size == (1280, 1024)
 
 

@@ -7,16 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numerics import SHARE_ROUNDING
 from numpy.testing import assert_allclose
 from tensors_held import bytes_of, tensors_of
 
 from longreel.kernels.page_scores import group_means, select_pages
 from longreel.kernels.pages import PageLists
+from longreel.kernels.state import ReadState
 from longreel.memory.config import BankConfig, KVSpec, MemoryConfig
 from longreel.memory.kv_memory import KVMemory
 from longreel.memory.prompt_bank import Wish
 from longreel.memory.read_tally import ReadTally
-from longreel.memory.trace_groups import group_of_each, head_groups, layer_groups
+from longreel.memory.trace_groups import group_of_each, head_groups, layer_groups, step_groups
 
 SPEC = KVSpec(3, 2, 16, 6, 8, 4, 10_000.0, torch.float32, torch.device("cpu"))
 TOKENS = 48
@@ -86,8 +88,9 @@ def test_amounts_are_those_of_the_lists_that_were_made(monkeypatch: pytest.Monke
     assert memory.bank is not None
     assert memory.bank.tally is not None
     shortlists: dict[int, np.ndarray] = {}
-    expected = np.zeros((SPEC.layers, SPEC.heads, len(memory.bank.frames)))
-    lists_made = 0
+    expected = np.zeros((3, SPEC.layers, SPEC.heads, len(memory.bank.frames)))
+    seen: dict[tuple[int, ...], set[int]] = {}
+    lists_made, group = 0, 0
     bring, choose = memory.bank.tally.bring, memory.bank.choose
 
     def spying_bring(layer: int, stream: int, places: torch.Tensor, lengths: torch.Tensor) -> None:
@@ -101,18 +104,63 @@ def test_amounts_are_those_of_the_lists_that_were_made(monkeypatch: pytest.Monke
         for head, groups in enumerate((lists.slots - first).tolist()):
             for page in (page for group in groups for page in group):
                 place, length = shortlists[layer][:, head, page]
-                expected[layer, head, place] += length / TOKENS
+                expected[group, layer, head, place] += length / TOKENS
+                seen.setdefault((group, layer, head, id(shortlists[layer])), set()).add(page)
         return chosen
 
     monkeypatch.setattr(memory.bank.tally, "bring", spying_bring)
     monkeypatch.setattr(memory.bank, "choose", spying_choose)
-    attend(memory, 0, 1, 2, 3)
+    for step in range(5):  # the last group has one step, the others two
+        group = step // 2
+        memory.bank.enter_step(step, 5)
+        attend(memory, step)
     reads = memory.bank_reads()
     assert reads is not None
+    a_step = lists_made // 5
+    assert reads.lists == tuple(SPEC.layers * a_step * steps for steps in (2, 2, 1))
+    by_step = expected.mean(axis=(1, 2)) / np.array([[2.0], [2.0], [1.0]]) / a_step
+    assert_allclose(reads.steps, by_step, atol=ROUNDING)
+    assert_allclose(np.average(reads.steps, axis=0, weights=reads.lists), reads.whole, atol=ROUNDING)
+    assert reads.listed_pages == (memory.bank.pages_read,) * 3
+    for at, different in enumerate(reads.different_pages):
+        assert different == pytest.approx(np.mean([len(pages) for key, pages in seen.items() if key[0] == at]))
+    expected = expected.sum(axis=0)
     assert_allclose(reads.amounts, expected / lists_made, atol=ROUNDING)
     assert_allclose(reads.whole, reads.amounts.mean(axis=(0, 1)), atol=ROUNDING)
     assert 0 < np.count_nonzero(reads.whole) < len(reads.frames) * 2
     assert_allclose(reads.whole.sum(), memory.frames_worth - len(memory.read_frames), atol=0.1)  # short pages differ
+
+
+def test_streams_that_begin_at_different_steps_are_counted_apart() -> None:
+    """As where guidance is left out at first: the second stream has its first shortlist when the first has its last."""
+    memory = film(FEW, 6, streams=2)
+    assert memory.bank is not None
+    for step in range(6):
+        memory.bank.enter_step(step, 6)
+        attend(memory, step, streams=1 if step < 3 else 2)
+    reads = memory.bank_reads()
+    assert reads is not None
+    assert np.array(reads.lists) * 4 == pytest.approx(np.array([4, 6, 8]) * reads.lists[0])
+    assert_allclose(np.average(reads.steps, axis=0, weights=reads.lists), reads.whole, atol=ROUNDING)
+    assert_allclose(reads.steps.sum(axis=1), reads.whole.sum(), atol=0.1)  # short pages differ
+
+
+def test_a_sampler_that_goes_back_or_beyond_its_last_step_stays_in_the_group_it_reached() -> None:
+    memory = film(FEW, 6)
+    assert memory.bank is not None
+    for step in (0, 3, 1, 9):
+        memory.bank.enter_step(step, 4)
+        attend(memory, step)
+    reads = memory.bank_reads()
+    assert reads is not None
+    assert [lists // reads.lists[0] for lists in reads.lists] == [1, 0, 0, 3]
+    assert reads.steps[1:3].tolist() == np.zeros((2, len(reads.frames))).tolist()
+
+
+def test_what_is_told_by_steps_takes_no_more_of_the_card_than_a_row_for_each_change() -> None:
+    """Wan 1.3B: 1.8 MB a stream, whatever the number of steps."""
+    wan = replace(SPEC, layers=30, heads=12)
+    assert ReadTally(wan, 1, 366, 256, 2).bytes == 5 * 30 * 12 * 256 * 4 + 4 * 30 * 12 * 4
 
 
 def test_a_commit_is_not_counted_and_the_next_chunk_begins_anew() -> None:
@@ -148,7 +196,7 @@ def test_layers_and_heads_are_told_in_few_groups_that_cover_all_of_them() -> Non
     assert layer_groups(30) == [(first, min(first + 3, 29)) for first in range(0, 30, 4)]
     assert head_groups(12) == [(head, head) for head in range(12)]
     for count in range(1, 90):
-        for groups, most in ((layer_groups(count), 8), (head_groups(count), 12)):
+        for groups, most in ((layer_groups(count), 8), (head_groups(count), 12), (step_groups(count), 4)):
             assert len(groups) <= most
             assert group_of_each(groups) == sorted(group_of_each(groups))
             assert len(group_of_each(groups)) == count
@@ -170,6 +218,47 @@ def test_a_group_of_layers_is_the_mean_of_its_layers() -> None:
     assert reads.frames == (5, 6)
     assert reads.amounts.tolist() == [[[0.5, 0.5]]] * 5
     assert reads.whole.tolist() == [0.5, 0.5]
+
+
+def test_the_mass_of_a_group_is_the_mean_share_of_its_queries() -> None:
+    """Two steps told apart, 10 layers in 5 groups of 2 and two heads: shares are whatever a kernel says."""
+    spec = replace(SPEC, layers=10)
+    tally = ReadTally(spec, 1, 3, 4, 1)
+    tally.allocate()
+    tally.begin((5,))
+    shares = torch.rand(2, 10, 7, 2, generator=torch.Generator().manual_seed(0))  # [steps, layers, queries, heads]
+    lists = PageLists(torch.full((2, 1, 1), 3, dtype=torch.int32), torch.ones(2, 1, dtype=torch.int32))
+    for layer in range(10):
+        tally.bring(layer, 0, torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1, dtype=torch.int32))
+    for step in range(2):
+        tally.enter(step, 2)
+        for layer in range(10):
+            tally.count(layer, 0, lists)
+            tally.weigh(layer, 0, ReadState(torch.empty(7, 2, 16), torch.zeros(7, 2), shares[step, layer].log()))
+    reads = tally.sum_up()
+    assert reads is not None
+    assert reads.mass is not None
+    assert_allclose(reads.mass, shares.unflatten(1, (5, 2)).mean(dim=(0, 2, 3)), atol=SHARE_ROUNDING)
+    assert_allclose(reads.mass_steps, shares.mean(dim=(1, 2, 3)), atol=SHARE_ROUNDING)
+
+
+def test_a_kernel_that_does_not_know_the_mass_leaves_it_out() -> None:
+    memory = film(FEW, 6)
+    assert memory.bank is not None
+    assert memory.bank.tally is not None
+    attend(memory, 0)
+    known = memory.bank_reads()
+    memory.begin(range(18, 21))
+    memory.bank.tally.weigh(0, 0, ReadState(torch.zeros(3, 2, 16), torch.zeros(3, 2)))
+    q, k, v = drawn(99, 0, 0, 0)
+    memory.read(0, 0, k, v)
+    memory.read_selected(0, 0, q, q, pages_alone=True)  # a branch of its own: its mass is always 1
+    alone = memory.bank_reads()
+    assert known is not None
+    assert alone is not None
+    assert known.mass is not None
+    assert ((known.mass > 0) & (known.mass < 1)).all()
+    assert (alone.mass, alone.mass_steps) == (None, None)
 
 
 def test_lists_are_full_as_counting_them_needs() -> None:

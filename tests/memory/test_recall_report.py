@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from longreel.memory.frame_pages import FramePages
+from longreel.memory.positions import PositionPolicy
 from longreel.memory.presets import PRESETS
 from longreel.memory.training.recall_plot import COLOURS, PAPER, draw_recall
 from longreel.memory.training.recall_policies import (
@@ -21,6 +22,7 @@ from longreel.memory.training.recall_policies import (
     QUICK,
     REFERENCE,
     TRAINED_CHUNKS,
+    WINDOW_AND_SINK,
     Cell,
     Geometry,
     RecallBench,
@@ -83,7 +85,7 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
 
 def test_rows_hold_all_that_is_promised_and_go_through_json() -> None:
     samples = [sample(policy, film, 0.9) for policy in recall_policies(1) for film in range(3)]
-    made = report(samples, [Drift("window", 0, (2, 5, 8, 11), (30.0, 29.0, 28.0, 20.0))])
+    made = report(samples, [Drift("window", 0, (2, 5, 8, 11), (30.0, 29.0, 28.0, 20.0), (0.5, 0.5, 0.25, 0.25))])
     said = json.loads(json.dumps(made.to_dict()))
     assert len(said["rows"]) == len(recall_policies(1))
     for row in said["rows"]:
@@ -106,9 +108,35 @@ def test_differences_are_paired_film_by_film() -> None:
     assert row["identity_cosine_interval"] == pytest.approx((0.05, 0.05))
 
 
+def test_films_are_compared_with_window_and_sink_too_where_it_was_measured() -> None:
+    samples = [sample(policy, film, 0.9) for policy in (REFERENCE, WINDOW_AND_SINK, "OmniMem") for film in range(2)]
+    rows = report(samples, []).differences()
+    assert [(row["policy"], row["against"]) for row in rows] == [
+        (WINDOW_AND_SINK, REFERENCE),
+        ("OmniMem", REFERENCE),
+        (REFERENCE, WINDOW_AND_SINK),
+        ("OmniMem", WINDOW_AND_SINK),
+    ]
+    assert rows[-1]["dynamic_degree_interval"] == pytest.approx((0.0, 0.0))
+
+
+def test_free_running_films_tell_how_much_moves_film_by_film() -> None:
+    at, background = (2, 5, 8, 11), (30.0,) * 4
+    still = [Drift(WINDOW_AND_SINK, film, at, background, (0.1 * film,) * 4) for film in range(3)]
+    lively = [Drift("OmniMem", film, at, background, (0.1 * film, 0.1 * film + 0.2) * 2) for film in range(3)]
+    made = report([], [*still, *lively])
+    rows = {row["policy"]: row for row in made.drift_rows()}
+    assert rows["OmniMem"]["dynamic_degree"] == pytest.approx(0.2)
+    assert rows["OmniMem"]["against"][WINDOW_AND_SINK]["dynamic_degree_interval"] == pytest.approx((0.1, 0.1))
+    assert not rows[WINDOW_AND_SINK]["against"]
+    assert "moves against window + sink" in made.markdown()
+
+
 def test_the_tables_name_chance_averaging_and_every_policy() -> None:
     samples = [sample(policy, film, 0.9) for policy in recall_policies(1) for film in range(2)]
-    said = report(samples, [Drift("window", 0, (2, 5, 8, 11), (30.0, 29.0, 28.0, 20.0))]).markdown()
+    said = report(
+        samples, [Drift("window", 0, (2, 5, 8, 11), (30.0, 29.0, 28.0, 20.0), (0.5, 0.5, 0.25, 0.25))]
+    ).markdown()
     assert "Chance of who is it 0.20" in said
     assert "the average of all looks seen gives identity 0.40" in said
     assert all(f"| {policy} |" in said for policy in recall_policies(1))
@@ -120,13 +148,13 @@ def test_what_was_measured_is_there_after_a_stop_in_the_middle_of_a_line(tmp_pat
     path = tmp_path / "recall.samples.jsonl"
     first = Samples(path, SETTINGS, "abc")
     first.add(sample("window", 0, 0.1))
-    first.add(Drift("window", 0, (5, 11), (30.0, 20.0)))
+    first.add(Drift("window", 0, (5, 11), (30.0, 20.0), (0.5, 0.25)))
     first.add(sample("window", 1, 0.2))
     whole = path.read_text(encoding="utf-8")
     path.write_text(whole[:-10], encoding="utf-8")
     again = Samples(path, SETTINGS, "def")
     assert list(again.samples.values()) == [sample("window", 0, 0.1)]
-    assert list(again.drifts.values()) == [Drift("window", 0, (5, 11), (30.0, 20.0))]
+    assert list(again.drifts.values()) == [Drift("window", 0, (5, 11), (30.0, 20.0), (0.5, 0.25))]
     assert again.sources == ["abc", "def"]
     again.add(sample("window", 1, 0.2))
     assert set(Samples(path, SETTINGS, "def").samples) == {("window", 12, 11, 0), ("window", 12, 11, 1)}
@@ -148,7 +176,7 @@ def test_policies_are_the_presets_at_the_trained_length() -> None:
         assert policies["window"].window_frames == 3 * chunk_frames
         assert (policies["window"].sink_frames, policies["window + sink"].sink_frames) == (0, chunk_frames)
         full = [policy for policy in policies.values() if policy.window_frames is None]
-        assert len({policy.positions for policy in full}) == 3
+        assert {policy.positions for policy in full} == set(PositionPolicy)
         assert {policy.trained_frames for policy in full} == {TRAINED_CHUNKS * chunk_frames}
 
 

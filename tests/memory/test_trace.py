@@ -14,8 +14,8 @@ from numpy.testing import assert_allclose
 from longreel.memory.inspection import UNIT
 from longreel.memory.read_tally import BankReads
 from longreel.memory.trace import Trace, TraceError, read_trace
-from longreel.memory.trace_groups import head_groups, layer_groups
-from longreel.memory.trace_lines import DIGITS, MOST_FRAMES, LatentDrift, stretches, told_reads
+from longreel.memory.trace_groups import MOST_STEP_GROUPS, head_groups, layer_groups
+from longreel.memory.trace_lines import DIGITS, MOST_FRAMES, MOST_STEPPED, LatentDrift, stretches, told_reads
 from longreel.memory.whole_file import ProjectError
 
 FACTS = {"fps": 16.0, "plan": {"shots": [{"frames": [0, 3], "chunks": [0, 1]}]}, "prompts": ["a beach"]}
@@ -37,7 +37,7 @@ def test_what_the_pictures_cost_joins_the_line_of_their_chunk(tmp_path: Path) ->
     trace.decoded(0, {"decode": 2.0})
     trace.decoded(7, {"decode": 2.0})
     header, (first, second) = read_trace(trace.path)
-    assert header["longreel_trace"] == 2
+    assert header["longreel_trace"] == 3
     assert first["milliseconds"] == {"denoise": 5.0, "decode": 2.0}
     assert (second["chunk"], "milliseconds" in second) == (1, False)
 
@@ -54,18 +54,20 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert [event["chunk"] for event in read_trace(trace.path)[1]] == [0]
 
 
-def test_a_trace_of_version_1_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_trace_of_an_older_version_is_read(tmp_path: Path, version: int) -> None:
     old = tmp_path / "trace.jsonl"
-    old.write_text(json.dumps({"longreel_trace": 1, **FACTS}) + "\n" + json.dumps({**CHUNK, "denoise_ms": 3.0}) + "\n")
+    header = {"longreel_trace": version, **FACTS}
+    old.write_text(json.dumps(header) + "\n" + json.dumps({**CHUNK, "denoise_ms": 3.0}) + "\n")
     assert read_trace(old)[1] == [{**CHUNK, "denoise_ms": 3.0}]
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "needs to be a LongReel trace of version 1 or 2, got ''. Give the trace.jsonl"),
+        (b"", "needs to be a LongReel trace of version 1 to 3, got ''. Give the trace.jsonl"),
         (b"<!doctype html>\n", "got '<!doctype html>'"),
-        (b'{"longreel_trace": 3}\n', "Update LongReel"),
+        (b'{"longreel_trace": 4}\n', "Update LongReel"),
         (b'{"longreel_trace": true}\n', "Give the trace.jsonl"),
         (b'{"longreel_trace": 2, "fps": 16, "plan": {}}\n', "first line of .* is damaged: prompts is missing"),
         (b'{"longreel_trace": 2, "fps": 16, "plan": null, "prompts": []}\n', "is damaged: shots and prompts differ"),
@@ -98,12 +100,26 @@ def test_a_missing_trace_and_a_folder_that_refuses_are_told(tmp_path: Path) -> N
 
 
 def busy(frames: int, seed: int) -> BankReads:
-    """What a chunk read if every layer and head chose other pages, as far apart as they can be."""
+    """What a chunk read if every layer, head and step chose other pages, as far apart as they can be."""
     generator = np.random.default_rng(seed)
     cells = (len(layer_groups(WAN_LAYERS)), len(head_groups(WAN_HEADS)))
     amounts = generator.random((*cells, frames)) ** 8
     amounts *= 2.5 / amounts.sum(axis=-1, keepdims=True)
-    return BankReads(tuple(range(3, 3 + frames)), amounts, amounts.mean(axis=(0, 1)))
+    steps = generator.random((MOST_STEP_GROUPS, frames)) ** 8
+    steps *= amounts.mean(axis=(0, 1)) / steps.mean(axis=0)
+    some = (1110,) * MOST_STEP_GROUPS
+    masses = generator.random((*cells, MOST_STEP_GROUPS))
+    return BankReads(
+        tuple(range(3, 3 + frames)),
+        amounts,
+        amounts.mean(axis=(0, 1)),
+        steps,
+        some,
+        (62.0,) * MOST_STEP_GROUPS,
+        (255.9,) * MOST_STEP_GROUPS,
+        masses[..., 0],
+        masses[0, 0],
+    )
 
 
 def test_the_trace_of_ten_minutes_of_wan_is_below_20_mb(tmp_path: Path) -> None:
@@ -125,6 +141,7 @@ def test_the_trace_of_ten_minutes_of_wan_is_below_20_mb(tmp_path: Path) -> None:
                 "remembered": start,
                 "milliseconds": spent,
                 "bytes": {"card": 6_574_829_568, "ram": 2 * 10**11, "file": 0, "moved": 3 * 10**9},
+                "hits": {"card": 6_574_829_568, "ram": 3 * 10**9},
                 "drift": {"mean": 0.12345, "std": 1.12345, "change": 0.01234, "since_start": 0.12345},
                 "finished": 1795881370.015,
                 **shared[chunk // 40],
@@ -150,6 +167,23 @@ def test_what_is_left_out_is_the_least_and_its_sum_is_told() -> None:
     assert_allclose(
         (chosen / cells + told["selected_rest"]) / UNIT, reads.amounts.mean(axis=(0, 1)).sum(), atol=1 / UNIT
     )
+
+
+def test_the_mean_over_steps_is_what_is_told_of_the_whole() -> None:
+    reads = busy(2000, 1)
+    told = told_reads(reads)
+    whole = dict(told["bank"])
+    assert len(told["bank_steps"]) == MOST_STEPPED
+    for frame, *amounts in told["bank_steps"]:
+        assert sum(amounts) / len(amounts) == pytest.approx(whole[frame], abs=1)
+    least = min(whole[row[0]] for row in told["bank_steps"])
+    assert sorted(whole.values())[-MOST_STEPPED] == least
+    sums = [sum(row[1 + step] for row in told["bank_steps"]) for step in range(MOST_STEP_GROUPS)]
+    assert_allclose(np.add(sums, told["bank_steps_rest"]) / UNIT, reads.steps.sum(axis=1), atol=1 / UNIT)
+    assert told["steps"] == [[1110, 62.0, 255.9]] * MOST_STEP_GROUPS
+    assert reads.mass is not None
+    assert_allclose(np.array(told["mass"]) / UNIT, reads.mass, atol=0.5 / UNIT)
+    assert_allclose(np.array(told["mass_steps"]) / UNIT, reads.mass_steps, atol=0.5 / UNIT)
 
 
 def test_drift_is_mean_deviation_and_how_far_the_channels_moved() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
+import comfy.samplers
 import comfy.sd
 import folder_paths
 import numpy as np
@@ -21,10 +22,13 @@ from shipped import API_FOLDER, TINY, read_json
 
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import BankConfig, MemoryConfig
-from longreel.memory.inspection import PAGES, inspect_film
+from longreel.memory.inspection import PAGES, amounts_of, inspect_film
 from longreel.memory.picture import draw_inspection
+from longreel.memory.picture.drawing import ABOVE_MATRIX, BELOW_MATRIX, LEFT, RIGHT
+from longreel.memory.picture.palette import GROUND, reading_colour
 from longreel.memory.prompt_bank import PromptBankConfig
 from longreel.memory.trace import TraceError, read_trace
+from longreel.memory.trace_groups import step_groups
 from longreel.nodes.film import FilmResult
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_vae, build_tiny_wan
@@ -98,6 +102,44 @@ def test_a_trace_tells_reads_cost_bytes_and_drift_of_every_chunk(made: FilmResul
     assert sum(amount for _, amount in events[-1]["bank"]) / 10_000 == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("euler", 6), ("heun", 3)])
+def test_what_is_told_of_steps_is_what_was_read_in_them_and_their_mean_the_whole(
+    model: ModelPatcher, tmp_path: Path, name: str, steps: int
+) -> None:
+    """Heun calls the model twice in every step but the last."""
+    made = film_on_disk(
+        attach_memory(model, SEARCHING),
+        planned(BOARD),
+        sampler=comfy.samplers.sampler_object(name),
+        sigmas=torch.linspace(1.0, 0.0, steps + 1),
+        cfg=5.0,
+    ).make(tmp_path)
+    header, events = read_trace(made.trace)
+    groups = step_groups(steps)
+    assert (header["steps"], header["step_groups"]) == (steps, [list(group) for group in groups])
+    last = events[-1]
+    lists = [row[0] for row in last["steps"]]
+    assert [made // lists[0] for made in lists] == ([1, 1, 1] if name == "euler" else [1, 2, 2])
+    whole = dict(last["bank"])
+    assert {row[0] for row in last["bank_steps"]} == set(whole)
+    for frame, *amounts in last["bank_steps"]:
+        assert np.average(amounts, weights=lists) == pytest.approx(whole[frame], abs=1)
+    assert len({tuple(row[1:]) for row in last["bank_steps"]}) > 1
+    assert "bank_steps" not in events[0]
+    chunk = inspect_film(header, events)["chunks"][-1]
+    assert np.shape(chunk["mass"]) == (2, 1)  # layers and heads of this model
+    assert np.average(chunk["mass_by_step"], weights=lists) == pytest.approx(np.mean(chunk["mass"]), abs=1e-4)
+    assert 0 < np.min(chunk["mass"]) <= np.max(chunk["mass"]) < 1
+
+
+def test_the_tier_that_was_hit_is_told(made: FilmResult) -> None:
+    """The sink stays on the card from the third chunk on; pages come from RAM."""
+    _, events = read_trace(made.trace)
+    frame = 2 * 2 * 128 * 8 * 4  # k and v, layers, width, tokens, float32
+    assert [event["hits"]["card"] for event in events] == [0, 0, frame, frame, frame]
+    assert [event["hits"]["ram"] for event in events] == [event["bytes"]["moved"] for event in events]
+
+
 def test_the_node_gives_image_json_and_what_the_browser_draws(made: FilmResult) -> None:
     image, told, sent = show(made.trace)
     assert image.shape == (1, 512, 640, 3)
@@ -109,6 +151,27 @@ def test_the_node_gives_image_json_and_what_the_browser_draws(made: FilmResult) 
     assert not np.array_equal(image, other)
     with pytest.raises(ValueError, match="a group of this film, which has 2"):
         show(made.trace, layer_group=3)
+
+
+def test_the_image_shows_one_group_of_layers_or_heads_and_everything_again(host: object, tmp_path: Path) -> None:
+    """A little inside of each cell's upper left corner: marks are in the middle."""
+    model = build_tiny_wan(TinyWanSpec(width=256, layers=2, ffn=256, seed=3))
+    trace = film_on_disk(attach_memory(model, SEARCHING), planned(BOARD)).make(tmp_path).trace
+    whole, told, _ = show(trace)
+    last = told["chunks"][-1]
+    pages = [read[0] for read in last["reads"] if read[1] == PAGES]
+    width, height = (640 - LEFT - RIGHT) / 5, (512 - ABOVE_MATRIX - BELOW_MATRIX) / 15
+    shown = set()
+    for layers, heads in ((1, 0), (2, 0), (0, 1), (0, 2), (2, 1)):
+        image, _, _ = show(trace, layer_group=layers, head_group=heads)
+        amounts = amounts_of(told, last, layers - 1 if layers else None, heads - 1 if heads else None)
+        for frame in pages:
+            x, y = int(LEFT + 4 * width + 3), int(512 - BELOW_MATRIX - (frame + 1) * height + 3)
+            expected = reading_colour(PAGES, amounts[frame]) if frame in amounts else GROUND
+            assert tuple(np.rint(image[0, y, x] * 255)) == expected
+        shown.add(tuple(amounts.get(frame, 0.0) for frame in pages))
+    assert len(shown) == 5
+    assert np.array_equal(show(trace)[0], whole)
 
 
 def test_every_chunk_has_a_thumbnail_that_the_browser_can_fetch(made: FilmResult) -> None:
@@ -195,7 +258,23 @@ def test_a_resumed_film_keeps_the_lines_of_its_trace_and_shows_them_again(
     for ours, theirs in zip(read_trace(resumed.trace)[1], read_trace(whole.trace)[1], strict=True):
         for key in ("read_frames", "bank", "selected", "drift", "remembered"):
             assert ours.get(key) == theirs.get(key)
-    assert any("15 frames remembered, looks back 3.0 s" in text for text in said)
+    oldest = min(frame for frame, _ in read_trace(whole.trace)[1][-1]["bank"])  # not frame 0, which is the sink
+    assert oldest > 0
+    assert any(f"15 frames remembered, looks back {4 * (12 - oldest) / 16:.1f} s" in text for text in said)
+
+
+def test_what_the_pictures_of_the_last_finished_chunk_cost_is_still_told_after_a_stop(
+    model: ModelPatcher, vae: comfy.sd.VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = film_on_disk(attach_memory(model, SEARCHING), planned(BOARD), vae=vae)
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            film.make(tmp_path)
+    before = read_trace(tmp_path / "film" / "trace.jsonl")[1]
+    after = read_trace(film.make(tmp_path).trace)[1]
+    assert after[:3] == before
+    assert all(event["milliseconds"]["decode"] > 0 for event in after)
 
 
 def test_a_trace_that_cannot_be_read_stops_no_film_and_a_new_one_begins(

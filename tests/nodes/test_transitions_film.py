@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from film import film_on_disk, planned, prompt
 
 from longreel.memory.config import MemoryConfig
+from longreel.memory.inspection import inspect_film
 from longreel.memory.prompt_bank import PromptBankConfig
 from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film
@@ -58,8 +59,11 @@ def test_a_clean_cut_closes_the_bank_too(model: ModelPatcher, tmp_path: Path) ->
 
 def test_recache_leaves_what_lies_before_a_cut_as_it_was(model: ModelPatcher, tmp_path: Path) -> None:
     storyboard = planned("[0s-1.5s] a beach\n[1.5s-2.25s, cut] a town\n[2.25s-3.75s, recache] a road")
-    told = read_trace(film_on_disk(model, storyboard).make(tmp_path).trace)[1]
+    made = film_on_disk(model, storyboard).make(tmp_path).trace
+    told = read_trace(made)[1]
     assert told[3]["recached_frames"] == [6, 7, 8]
+    chunks = inspect_film(*read_trace(made))["chunks"]
+    assert [chunk["recached"] for chunk in chunks] == [[], [], [], [6, 7, 8], []]
 
 
 def test_what_is_pinned_is_read_after_a_clean_cut_too(model: ModelPatcher, tmp_path: Path) -> None:
@@ -85,6 +89,8 @@ def test_a_blend_is_made_under_prompts_between_the_two(model: ModelPatcher, tmp_
     plain, blend = film(model, "keep").make(tmp_path / "plain"), mixed.make(tmp_path / "blend")
     assert torch.equal(plain.latents[:, :, :12], blend.latents[:, :, :12])
     assert not torch.equal(plain.latents[:, :, 12:15], blend.latents[:, :, 12:15])
+    chunks = inspect_film(*read_trace(blend.trace))["chunks"]
+    assert [chunk["blend"] for chunk in chunks] == [None, None, None, None, 0.33333, 0.66667, None]
 
 
 @pytest.mark.parametrize("transition", ["cut", "cut clean", "blend 1.5s", "recache"])

@@ -13,7 +13,7 @@ import execution
 import folder_paths
 import pytest
 from PIL import Image
-from shipped import API_FOLDER, TINY, WORKFLOWS, check_written, read_json
+from shipped import API_FOLDER, TINY, TINY_HUNYUAN, WORKFLOWS, check_written, read_json
 
 from longreel.memory.storyboard_parser import read_storyboard
 from longreel.memory.training.storyworld import ACTIONS, NAMES, PLACES, POSITIONS
@@ -74,6 +74,7 @@ def test_these_workflows_ship() -> None:
         "HunyuanVideo storyboard",
         "Long storyboard - Wan 2.1 1.3B causal - 60 s",
         "Storyboard from a start image - Wan 2.1 1.3B causal",
+        "Tiny HunyuanVideo storyboard",
         "Tiny demo storyboard",
     ]
 
@@ -179,24 +180,29 @@ def test_notes_tell_an_artist_what_to_change(path: Path) -> None:
         assert f"[{model['name']}]({model['url']})" in text
 
 
-def test_the_tiny_storyboard_has_six_shots_and_a_character_who_comes_back() -> None:
-    board = read_storyboard(text_of(read_json(TINY)))
+@pytest.mark.parametrize(("path", "seconds"), [(TINY, 22.5), (TINY_HUNYUAN, 7.5)], ids=["Wan", "HunyuanVideo"])
+def test_a_tiny_storyboard_has_six_shots_and_a_character_who_comes_back(path: Path, seconds: float) -> None:
+    board = read_storyboard(text_of(read_json(path)))
     assert len(board.shots) == 6
-    assert sum(shot.seconds for shot in board.shots) >= 20
+    assert sum(shot.seconds for shot in board.shots) == seconds
     names = [shot.prompt.split()[0] for shot in board.shots]
     assert names[0] in names[2:]
     assert names[0] != names[1]
 
 
-def test_the_tiny_storyboard_has_only_words_that_the_tiny_model_learned() -> None:
+@pytest.mark.parametrize("path", [TINY, TINY_HUNYUAN], ids=lambda path: path.stem)
+def test_a_tiny_storyboard_has_only_words_that_the_tiny_models_learned(path: Path) -> None:
     def one_of(words: Iterable[str]) -> str:
         return "(?:" + "|".join(words) + ")"
 
     learned = (
         f"{one_of(NAMES)} {one_of(ACTIONS)} {one_of(POSITIONS)} in the {one_of(PLACES)}(?:, camera pan (?:left|right))?"
     )
-    for shot in read_storyboard(text_of(read_json(TINY))).shots:
+    for shot in read_storyboard(text_of(read_json(path))).shots:
         assert re.fullmatch(learned, shot.prompt)
+
+
+def test_the_note_of_the_demo_tells_the_words_that_the_tiny_models_learned() -> None:
     note = next(node for node in read_json(TINY)["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
     told = set(re.findall("[a-z]+", note))
     assert {*ACTIONS, *POSITIONS, *PLACES} <= told

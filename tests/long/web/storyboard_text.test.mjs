@@ -4,7 +4,7 @@ import {
   MarkError, addMark, framesOfMoment, framesOfMoments, momentOfFrames, readMarks, removeMarks, timeOfFrame,
 } from "../../../web/js/inspector/storyboard_text.js";
 
-const film = { fps: 16, shots: [{ frames: [0, 15] }, { frames: [15, 30] }] };
+const film = { fps: 16, frameCount: 30, shots: [{ frames: [0, 15] }, { frames: [15, 30] }] };
 const board = "style: watercolour\n\n[0s-3.75s] anna walks\n[3.75s-7.5s] ben waves\n";
 
 test("a frame's time is the shortest that means exactly this frame", () => {
@@ -35,6 +35,20 @@ test("moments are times, stretches and shots, in every way a storyboard writes t
 test("a shot is all of its frames, and the first one has the start image", () => {
   const started = { fps: 16, shots: [{ frames: [1, 16] }] };
   assert.deepEqual(framesOfMoment("shot 1", started), [0, 15]);
+});
+
+test("moments end where the film does, however late a time somebody wrote", () => {
+  assert.deepEqual([...framesOfMoments(["7s-99999s", "500s", "0s"], film)], [28, 29, 0]);
+});
+
+test("what is marked already is written nowhere", () => {
+  const pinned = "pin: shot 2, 0.9s\n[5s] anna\n";
+  assert.equal(addMark(pinned, "pin", "shot 2", film), pinned);
+  assert.equal(addMark(pinned, "pin", timeOfFrame(17, film.fps), film), pinned);
+  assert.equal(addMark("pin: 0s-1.9s\npin: 2s-3.6s\n", "pin", "shot 1", film), "pin: 0s-1.9s\npin: 2s-3.6s\n");
+  const json = '{"longreel_storyboard":1,"shots":[],"pins":"shot 2"}';
+  assert.equal(addMark(json, "pin", "shot 2", film), json);
+  assert.notEqual(addMark(pinned, "veto", "shot 2", film), pinned);
 });
 
 test("the first pin makes a line at the top and the next one joins it", () => {

@@ -27,10 +27,11 @@ from longreel.memory.training.recall_samples import Samples
 from longreel.memory.training.recall_scores import last_truth
 from longreel.memory.training.storyworld import Film, first_rgb_frame, render_film
 from longreel.nodes.headless import recall_command
-from longreel.nodes.headless.bench_recall import RecallRun, TinyModel, bench_settings, load_weights
+from longreel.nodes.headless.bench_recall import RecallRun, TinyModel, bench_settings, family_in, load_weights
 from longreel.nodes.headless.bench_transitions import Switch
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
+from longreel.nodes.host import build
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import TinyWanSpec, host_modules, read_shards
 from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
@@ -72,7 +73,7 @@ def test_the_product_draws_the_chunk_that_training_draws_with_hunyuan_video(tmp_
     spec = TinyHunyuanSpec(width=128, double_layers=1, single_layers=1, guidance=False, seed=5)
     save_weights(new_hunyuan(spec).state_dict(), tmp_path, "hunyuan")
     model, network = TinyModel(tmp_path), new_hunyuan(spec)
-    assert model.positions is PositionPolicy.ANCHORED
+    assert (model.positions, model.gated) == (PositionPolicy.ANCHORED, ())
     network.load_state_dict({name: tensor.float() for name, tensor in read_shards(tmp_path, "hunyuan").items()})
     film = recall_film(3, 5, 1, 4, 4)
     latents = model.encode(film)
@@ -122,6 +123,20 @@ def test_gates_of_a_model_are_rows_of_their_own_beside_those_without(folder: Pat
     gated = bench_settings(SMALLEST, model)["policies"]
     assert gated["OmniMem, gated"]["gates"] != gated["DecMem, gated"]["gates"]
     assert not bench_settings(replace(SMALLEST, compare="budgets"), model)["policies"].keys() & {"OmniMem, gated"}
+
+
+def test_a_family_is_had_by_its_name_or_by_what_lies_in_the_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = TinyHunyuanSpec(width=128, double_layers=1, single_layers=1, guidance=False, seed=5)
+    save_weights(new_hunyuan(spec).state_dict(), tmp_path, "hunyuan")
+    assert (family_in(None), family_in(folder), family_in(tmp_path)) == ("wan", "wan", "hunyuan")
+    given = TinyModel(tmp_path)
+    save_weights(load_weights(None, "vae"), tmp_path, "vae")
+    monkeypatch.setattr(build, "WEIGHTS_FOLDER", tmp_path)
+    shipped = TinyModel(None, "hunyuan")
+    assert shipped.fingerprint == given.fingerprint
+    assert (shipped.positions, shipped.gated) == (PositionPolicy.ANCHORED, ())
 
 
 def test_gates_alone_in_a_folder_go_with_the_model_that_ships(tmp_path: Path, host: Host) -> None:
@@ -248,6 +263,7 @@ def test_transitions_are_compared_by_when_the_new_prompt_shows(host: Host, folde
         (["--chunk-frames", "5"], "chunks of 1 to 3 frames, got 5"),
         (["--characters", "2"], "characters a film, got 2"),
         (["--weights", "nowhere"], "needs tiny_wan*.safetensors, got none in nowhere"),
+        (["--weights", "nowhere", "--family", "hunyuan"], "needs tiny_hunyuan*.safetensors, got none in nowhere"),
         (["--json", "."], "is a folder"),
         (["--cell", "48-40"], "--cell needs CHUNKS:DISTANCE, as in 48:40, got 48-40"),
         (["--cell", "12:12"], "after 1 to 11 chunks, got 12"),

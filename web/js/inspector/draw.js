@@ -200,8 +200,7 @@ function drawMarks(context, { inspection, layout, theme, marks }) {
   const { matrix, strip } = layout;
   for (const [kind, colour] of [["pin", theme.accent], ["veto", theme.veto]]) {
     for (const [first, last] of runs(marks[kind])) {
-      if (first >= inspection.frameCount) continue;
-      const top = rowY(layout, inspection, Math.min(last, inspection.frameCount - 1));
+      const top = rowY(layout, inspection, last);
       const bottom = rowY(layout, inspection, first - 1);
       context.globalAlpha = 0.28;
       context.fillStyle = colour;

@@ -3,6 +3,7 @@
 
 const SUBGRAPH_INPUT = "-10"; // the id that links inside a subgraph have for what comes from outside
 const BYPASSED = 4;
+const TEXT_FIELD = "customtext"; // the page's name for a field of several lines
 const SAMPLER = "LongReelChunkedARSampler";
 const STORYBOARD = "LongReelStoryboard";
 
@@ -30,21 +31,30 @@ export function inspectedSampler(inspector) {
   return found && typeOf(found.node) === SAMPLER ? found : null;
 }
 
-/** The widget that holds the text of a sampler's storyboard, with its node: `{owner, widget}`; null for none to write to. */
+/**
+ * The widget that holds the text of a sampler's storyboard, with its node: `{owner, widget}`; null for none to write to, as
+ * where the text is put together from several fields, or changed on its way.
+ */
 export function storyboardText(sampler) {
   const board = sampler && sourceOf(sampler, "storyboard");
   if (!board || typeOf(board.node) !== STORYBOARD) return null;
-  const input = board.node.inputs?.find(({ name }) => name === "text");
-  if (!input || input.link == null) return widgetOf(board.node, ({ name }) => name === "text");
+  const input = linkedInput(board.node, "text");
+  if (!input) return textField(board.node, "text");
   const text = follow(board.owners, board.node.graph, input.link);
   if (!text) return null;
-  const named = text.slot && [text.slot.name, text.slot.widget?.name, text.slot.label];
-  return widgetOf(text.node, ({ name, value }) => (named ? named.includes(name) : typeof value === "string"));
+  if (text.slot) return textField(text.node, text.slot.widget?.name ?? text.slot.name);
+  const fields = (text.node.widgets ?? []).filter(({ type }) => type === TEXT_FIELD);
+  return fields.length === 1 && !linkedInput(text.node, fields[0].name) ? textField(text.node, fields[0].name) : null;
 }
 
-function widgetOf(owner, isIt) {
-  const widget = owner.widgets?.find(isIt);
+function textField(owner, name) {
+  const widget = owner.widgets?.find((other) => other.name === name);
   return typeof widget?.value === "string" ? { owner, widget } : null;
+}
+
+/** The input of that name, where something is linked to it: its widget says nothing then. */
+function linkedInput(node, name) {
+  return node.inputs?.find((input) => input.link != null && (input.widget?.name ?? input.name) === name);
 }
 
 function sourceOf({ node, owners }, name) {

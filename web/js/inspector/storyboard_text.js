@@ -83,12 +83,13 @@ export function readMarks(text) {
   return marks;
 }
 
-/** The frames that the moments of a list mean, as a Set. */
+/** The frames of the film that the moments of a list mean, as a Set; what lies behind its `frameCount` frames is none. */
 export function framesOfMoments(moments, film) {
   const frames = new Set();
   for (const moment of moments) {
-    const range = framesOfMoment(moment, film);
-    for (let frame = range?.[0] ?? 1; frame <= (range?.[1] ?? 0); frame++) frames.add(frame);
+    const [first, last] = framesOfMoment(moment, film) ?? [0, -1];
+    const end = Math.min(last + 1, film.frameCount);
+    for (let frame = first; frame < end; frame++) frames.add(frame);
   }
   return frames;
 }
@@ -101,15 +102,24 @@ export function momentOfFrames(first, last, film) {
 
 /**
  * The storyboard with one moment more under `kind` ("pin" or "veto") and its frames taken out of the other list, which
- * may not hold them too. Throws MarkError where the storyboard's form has no place for it.
+ * may not hold them too; unchanged where it says so already. Throws MarkError where the storyboard's form has no place for it.
  */
 export function addMark(text, kind, moment, film) {
   const range = framesOfMoment(moment, film);
   if (!range) throw new MarkError(`'${moment}' is no moment of this film.`);
   const marks = readMarks(text);
-  const kept = { [OTHER[kind]]: without(marks[OTHER[kind]], range, film) };
-  kept[kind] = [...without(marks[kind], range, film), moment];
+  const kept = { [kind]: marks[kind], [OTHER[kind]]: without(marks[OTHER[kind]], range, film) };
+  if (!isMarked(marks[kind], range, film)) kept[kind] = [...without(marks[kind], range, film), moment];
   return write(text, kept);
+}
+
+/** Whether the moments of a list hold every frame of a range. */
+function isMarked(moments, [first, last], film) {
+  const ranges = moments.map((moment) => framesOfMoment(moment, film)).filter(Boolean);
+  for (let frame = first; frame <= last; frame++) {
+    if (!ranges.some(([from, to]) => from <= frame && frame <= to)) return false;
+  }
+  return true;
 }
 
 /** The storyboard with the frames `[first, last]` taken out of both lists. */
@@ -152,6 +162,8 @@ function writeLines(text, marks) {
 function writeJson(text, marks) {
   const board = parsedBoard(text);
   if (!board) throw new MarkError("This form of JSON has no place for pins. Write the storyboard as text to pin and veto.");
+  const before = readMarks(text);
+  if (["pin", "veto"].every((kind) => before[kind].join() === marks[kind].join())) return text;
   for (const kind of ["pin", "veto"]) {
     if (marks[kind].length || board[JSON_KEYS[kind]] !== undefined) board[JSON_KEYS[kind]] = marks[kind].join(", ");
   }

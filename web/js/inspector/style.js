@@ -31,7 +31,7 @@ export const STYLE = `
 .longreel-thumbnail { width: 100%; max-height: 130px; object-fit: contain; border-radius: 4px; flex: none;
   background: rgba(0, 0, 0, .35); image-rendering: auto; }
 .longreel-title { font-weight: 600; flex: none; }
-.longreel-lines { color: var(--longreel-quiet); flex: none; max-height: 11.5em; overflow: hidden; }
+.longreel-lines { color: var(--longreel-quiet); flex: none; max-height: 13.5em; overflow: hidden; }
 .longreel-lines > div:first-child { color: var(--longreel-text); }
 .longreel-lines > div { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
 .longreel-buttons { display: flex; gap: 6px; flex: none; padding-bottom: 4px; }

@@ -343,11 +343,16 @@ export class InspectorView {
     const before = this.storyboard.read();
     const what = kind ? `${kind}: ${moment}` : `${moment} without a mark`;
     if (before === null) {
-      this.say(`No Storyboard node is connected here. Write '${what}' on a line of your storyboard.`);
+      const line = kind ? `Write '${what}' on a line of yours.` : `Take ${moment} out of your 'pin:' and 'veto:' lines.`;
+      this.say(`No storyboard can be written from here. ${line}`);
       return;
     }
     try {
       const after = kind ? addMark(before, kind, moment, this.inspection) : removeMarks(before, range, this.inspection);
+      if (after === before) {
+        this.say(`The storyboard says so already: ${what}. Nothing was changed.`);
+        return;
+      }
       this.storyboard.write(after);
       this.undone.push({ before, after, what });
       this.say(`Written into the storyboard: ${what}. Run again to see what it changes.`);
