@@ -32,7 +32,7 @@ from .storyworld import Film, FilmSettings, random_film
 from .tiny_vae import FIRST_TEST_SEED
 from .words import embed_text, split_words
 
-FIRST_CHUNKS, SHORTER = 0.1, 0.5
+FIRST_CHUNKS, SHORTER = 0.05, 0.25
 """Shares of the steps of stage II that begin a film, and that have none or a part of the past: so do the chunks of a film."""
 FINETUNE_SHIFT = 8.0
 """Only frames of much noise need history; a returning character is decided there."""
@@ -168,7 +168,7 @@ def noise_levels(shape: tuple[int, ...], shift: float, generator: torch.Generato
 
 
 def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds: int = FIRST_TEST_SEED) -> list[Film]:
-    """Films of a step: the history, and in stage II the segment behind it as a shot of its own.
+    """Films of a step: the history, and in stage II the segment behind it as a shot of its own, of somebody who was seen before.
 
     Their last prompts have equally many words, so that none has to be padded.
     """
@@ -181,7 +181,8 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
     films: list[Film] = []
     while len(films) < config.clips:
         film = random_film(first_seed + rng.randrange(seeds), settings)
-        if not films or _words(film) == _words(films[0]):
+        returns = extra == 0 or film.shots[-1].name in {shot.name for shot in film.shots[:-1]}
+        if returns and (not films or _words(film) == _words(films[0])):
             films.append(film)
     return films
 

@@ -83,6 +83,18 @@ def test_a_token_reads_the_prompt_of_its_first_frame_and_a_whole_frame_its_own(
     assert [(int(stretch.prompt[0, 0]), stretch.tokens) for stretch in found] == wanted
 
 
+@pytest.mark.parametrize("window", [0, 3])
+def test_tokens_count_as_what_they_stand_for_and_whole_frames_once(window: int) -> None:
+    made = history(Rate(2, 2, 2), HistoryConfig(window_frames=window))
+    made.spec = replace(made.spec, proportional=True)
+    made.append(film(8))
+    made.begin()
+    assert made.current is not None
+    assert made.current.counts is not None
+    encoded = 4 * FRAME_TOKENS // 4
+    assert made.current.counts.tolist() == [8.0] * encoded + [1.0] * (window * FRAME_TOKENS)
+
+
 def test_a_film_without_prompts_is_refused_where_tokens_read_their_own() -> None:
     made = history()
     made.spec = replace(made.spec, own_prompts=True)

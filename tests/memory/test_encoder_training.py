@@ -128,9 +128,18 @@ def test_what_is_read_in_training_lies_where_it_lies_in_a_film(host: object, cod
         assert made.current is not None
         assert relative_error(trained.tokens, made.current.tokens) < SAME_SUM
         assert torch.equal(trained.positions - torch.tensor([6.0 - later, 0, 0]), made.current.positions)
+        assert trained.counts is not None
+        assert made.current.counts is not None
+        assert torch.equal(trained.counts, made.current.counts)
         (ours,), (theirs,) = trained.prompts, made.current.prompts
         assert [stretch.tokens for stretch in ours] == [stretch.tokens for stretch in theirs]
         assert all(one.prompt is other.prompt for one, other in zip(ours, theirs, strict=True))
+
+
+def test_whom_stage_two_goes_on_with_was_seen_before() -> None:
+    for step in range(10):
+        for film in encoder_films(replace(STAGES[EncoderStage.FINETUNE], clips=3), step):
+            assert film.shots[-1].name in {shot.name for shot in film.shots[:-1]}
 
 
 @both_stages
@@ -276,7 +285,8 @@ def test_a_new_lora_changes_nothing_and_is_drawn_from_its_seed(host: object, cod
 @pytest.mark.parametrize("branches", Branches)
 @pytest.mark.parametrize(("modulation", "own_prompts"), [("clean", True), ("target", False)])
 def test_stage_two_takes_the_encoder_of_stage_one(branches: Branches, modulation: str, own_prompts: bool) -> None:
-    first = replace(SHORT, branches=branches.value, modulation=modulation, own_prompts=own_prompts)
+    ours = {"own_prompts": own_prompts, "proportional": own_prompts}
+    first = replace(SHORT, branches=branches.value, modulation=modulation, **ours)
     spec = trained_spec(tiny_encoder_spec(first, SPEC.width), first)
     config = finetuning_of(spec, steps=3)
     assert tiny_encoder_spec(config, SPEC.width) == replace(spec, trained={})

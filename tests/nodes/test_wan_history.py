@@ -163,6 +163,22 @@ def test_every_film_of_a_batch_reads_prompts_of_its_own(scene: Scene, count: int
         assert relative_error(shared[row : row + 1], alone[0]) < FORWARD_ERROR
 
 
+@pytest.mark.parametrize("modulation", Modulation)
+@pytest.mark.parametrize("prompts", [False, True])
+def test_a_token_that_counts_twice_is_read_as_two_of_it_are(
+    scene: Scene, modulation: Modulation, prompts: bool
+) -> None:
+    once = scene.history(modulation)
+    if prompts:
+        once = once._replace(prompts=((Stretch(2 * TOKENS, words(4, 1)),),))
+    tokens, positions = torch.cat([once.tokens, once.tokens], dim=1), torch.cat([once.positions, once.positions])
+    twice = once._replace(tokens=tokens, positions=positions, prompts=once.prompts and (once.prompts[0] * 2,))
+    counted = once._replace(counts=torch.full((2 * TOKENS,), 2.0))
+    made = scene.run(same(500.0), with_history(scene.network, counted, {}))
+    assert relative_error(made, scene.run(same(500.0), with_history(scene.network, twice, {}))) < FORWARD_ERROR
+    assert relative_error(made, scene.run(same(500.0), with_history(scene.network, once, {}))) > NOT_ROUNDING
+
+
 def test_own_prompts_reach_their_tokens_and_no_other(scene: Scene) -> None:
     """Through one layer the frames being made cannot tell: they read history before it has read its prompts."""
     network = host_modules().new_wan(TinyWanSpec(width=256, layers=1, ffn=512, seed=3)).requires_grad_(False).eval()
