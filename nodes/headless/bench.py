@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=Path,
         metavar="FOLDER",
-        help="what `longreel train encoder finetune` wrote, for --compare encoders; may be given several times",
+        help="what `longreel train encoder finetune` wrote, for --compare encoders (default: what ships); may be given several "
+        "times",
     )
     recall.add_argument(
         "--drift-films", type=int, help="free-running films (default: 12; 1 with --quick), 0 measures no drift"

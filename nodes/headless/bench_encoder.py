@@ -19,7 +19,7 @@ from ...memory.encoder_spec import EncoderSpec, Modulation, Rate
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
-from ..host.build import build_tiny_reader, build_tiny_wan
+from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_reader, build_tiny_wan
 from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder
 from .train_encoder import ENCODER_FILE, LORA_FILE
 
@@ -66,9 +66,11 @@ class EncodedModel:
 
 
 def encoded_models(
-    folders: Mapping[str, Path], weights: Mapping[str, Tensor], chunk_frames: int
+    folders: Mapping[str, Path | None], weights: Mapping[str, Tensor], chunk_frames: int
 ) -> tuple[EncodedModel, ...]:
     """The rows of encoders that `longreel train encoder` left in `folders`, by name, and those without training.
+
+    None in place of a folder is the encoder that ships.
 
     Raises ValueError for a folder without an encoder, or with one of another model.
     """
@@ -81,7 +83,7 @@ def encoded_models(
         # Everything is whole, so the encoder is asked for nothing: no token of it fits into the newest frame.
         made.append(EncodedModel(name, "none", base, encoder_of(spec, {}, HistoryConfig(_ALL, 1))))
     for name, folder in folders.items():
-        path, lora = folder / ENCODER_FILE, folder / LORA_FILE
+        path, lora = (folder / ENCODER_FILE, folder / LORA_FILE) if folder else (TINY_ENCODER, ENCODER_LORA)
         if not path.is_file() or not lora.is_file():
             raise ValueError(
                 f"--encoder needs a folder with {ENCODER_FILE} and {LORA_FILE}, got {folder}. Name one that `longreel train "

@@ -32,6 +32,8 @@ from .boot import boot_host
 from .render import INTERRUPTED_EXIT, set_logging
 from .workflow import WorkflowError
 
+SHIPPED_ENCODER = "tiny encoder"
+"""What the rows of the encoder that ships are called."""
 ROOM = 32 * 1024 * 1024
 """Free bytes that results need at most."""
 
@@ -57,7 +59,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     model = TinyModel(args.weights, args.family)
     if bench.compare == ENCODERS:
-        folders = dict(zip(bench.encoders, args.encoder or (), strict=True))
+        folders = dict(zip(bench.encoders, args.encoder or (None,), strict=False))
         model.encoded = encoded_models(folders, load_weights(args.weights, "wan"), bench.chunk_frames)
     settings = bench_settings(bench, model)
     kept = None if args.json is None else args.json.with_suffix(".samples.jsonl")
@@ -127,6 +129,8 @@ def _recall_bench(args: argparse.Namespace) -> RecallBench:
     chosen |= {"policies": tuple(args.policy or ()), "steps": args.steps}
     if args.encoder:
         chosen["encoders"] = _encoder_names(args.encoder, args.compare)
+    elif args.compare == ENCODERS and args.weights is None:
+        chosen["encoders"] = (SHIPPED_ENCODER,)
     return dataclasses.replace(bench, films=films, drift_films=min(films, drift), **chosen)
 
 

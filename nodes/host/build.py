@@ -35,6 +35,7 @@ Family: TypeAlias = Literal["wan", "hunyuan"]
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "memory" / "weights"
 ENCODERS_FOLDER = WEIGHTS_FOLDER / "encoders"
 """Where the tiny memory encoder lies alone, because an artist chooses among all files of this folder."""
+TINY_ENCODER = ENCODERS_FOLDER / "tiny_encoder.safetensors"
 ENCODER_LORA = WEIGHTS_FOLDER / "tiny_encoder_lora.safetensors"
 CAUSAL_METADATA = {"config": json.dumps({"transformer": {"causal_ar": True}})}
 """What the host looks for in a file before it loads a Wan model as the causal class."""

@@ -11,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from numerics import NOT_ROUNDING, ROLLOUT_ERROR, relative_error
+from numerics import NOT_ROUNDING, RECALLED, ROLLOUT_ERROR, relative_error
 from training_side import TrainingNoise, training_network
 
 from longreel.memory.chunks import plan_chunks
@@ -31,10 +31,11 @@ from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.training.lora import add_lora, save_lora
 from longreel.memory.training.recall import recall_film, sampling_levels
 from longreel.memory.training.recall_policies import ENCODERS, REFERENCE, WHOLE, Cell, RecallBench
+from longreel.memory.training.recall_samples import Samples
 from longreel.memory.training.words import embed_text
 from longreel.nodes.headless import recall_command
 from longreel.nodes.headless.bench_encoder import encoded_models
-from longreel.nodes.headless.bench_recall import TinyModel, load_weights
+from longreel.nodes.headless.bench_recall import RecallRun, TinyModel, bench_settings, load_weights
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 from longreel.nodes.headless.train_encoder import ENCODER_FILE, LORA_FILE
@@ -121,6 +122,26 @@ def test_encoders_are_rows_beside_the_causal_model(
     assert "| mine | 24 |" in said
     assert main([*command, "--encoder", str(tmp_path)]) != 0
     assert "needs a folder with encoder.safetensors" in capsys.readouterr().err
+
+
+def test_the_encoder_that_ships_brings_back_who_was_seen_once(host: Host) -> None:
+    """Films of 27 frames whose returning character was in the first three; another film's history is the control."""
+    model = TinyModel()
+    model.encoded = encoded_models({"tiny": None}, load_weights(None, "wan"), SIZE)
+    bench = RecallBench(
+        films=4, chunk_frames=SIZE, drift_films=0, compare=ENCODERS, encoders=("tiny",), policies=("tiny",)
+    )
+    run = RecallRun(bench, model, Samples(None, bench_settings(bench, model), "commit"))
+    run.policies.clear()
+    for film in range(bench.films):
+        run._measure_cell(Cell(9, 8), film)
+    found = list(run.samples.samples.values())
+    assert [sample.policy for sample in found] == ["tiny"] * 4
+    identity, control = (
+        sum(getattr(sample, name) for sample in found) / 4 for name in ("identity_cosine", "control_cosine")
+    )
+    assert identity > control + RECALLED
+    assert all(sample.keys_read_fraction == 1 / 8 for sample in found)
 
 
 def test_encoders_are_named_once_and_in_their_own_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
