@@ -1,4 +1,4 @@
-"""Trained weights as they ship: bf16 safetensors in pieces that any host of code accepts."""
+"""Trained weights as they ship: safetensors in bf16, some matrices in 8 bits, in pieces that any host of code accepts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..whole_file import explained, whole_file
+from .eight_bit import in_eight_bits
 
 SHARD_BYTES = 15 * 1024 * 1024
+EIGHT_BIT = {"hunyuan": ("txt_in.", "vector_in.")}
+"""What is kept in 8 bits of a part: what HunyuanVideo makes of words is a third of it, and its files would be larger than others."""
 
 
 def save_weights(weights: Mapping[str, Tensor], folder: Path, part: str, shard_bytes: int = SHARD_BYTES) -> list[Path]:
@@ -21,9 +24,10 @@ def save_weights(weights: Mapping[str, Tensor], folder: Path, part: str, shard_b
     Older files of the same part are removed. Raises ProjectError where the disk refuses.
     """
     halves = {name: tensor.detach().cpu().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
+    kept = in_eight_bits(halves, EIGHT_BIT.get(part, ()))
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
-    for name, tensor in halves.items():
+    for name, tensor in kept.items():
         size = tensor.numel() * tensor.element_size()
         if filled + size > shard_bytes and shards[-1]:
             shards.append({})

@@ -65,6 +65,7 @@ HUNYUAN_STAGES = (
     Stage(300, 4, 8, (1,), 1, 4, 6, 24, 0.0, 1.0, 8.0, 0.1),
     Stage(400, 4, 8, (1,), 1, 4, 6, 24, 0.0, 0.3, 8.0, 0.05),
     Stage(520, 4, 12, (1, 2, 3), 3, 4, 6, 24, 0.0, 0.1, 5.0, 0.0),
+    Stage(700, 4, 8, (1,), 1, 4, 6, 24, 0.0, 0.1, 8.0, 0.05),
 )
 """The same way in fewer steps and shorter clips: a step of HunyuanVideo costs twice as much, and clips of 12 chunks twice of that."""
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ...memory.encoded_history import History
 from ...memory.gates import GateForm, find_gates, gate_keys
+from ...memory.training.eight_bit import out_of_eight_bits
 from ...memory.training.initialise import initialise_vae, initialise_wan
 from .gates import bring_gates
 from .wan import time_channels
@@ -137,7 +138,7 @@ def read_shards(folder: Path, part: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for shard in sorted(folder.glob(f"tiny_{part}*.safetensors")):
         weights.update(comfy.utils.load_torch_file(str(shard), safe_load=True))
-    return weights
+    return out_of_eight_bits(weights)
 
 
 def shipped_weights(part: Family | Literal["vae"]) -> dict[str, Tensor] | None:
