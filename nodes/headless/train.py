@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...memory.training.tiny_training import TinyTraining
 
 NAME = "train"
-STEPS = {"wan": 3000, "hunyuan": 1100}
+STEPS = {"wan": 3000, "hunyuan": 1000}
 QUICK_STEPS = 1000
 PROBE_FILMS = 12
 TELL_EVERY = 25
