@@ -151,7 +151,7 @@ class Recorder:
             self._trace.begin(self._header)
         first = film.plan.shots()[done.chunk.shot][0]
         begins = done.chunk.shot > 0 and done.chunk.index == first.index
-        line = chunk_line(done, session, drift)
+        line = chunk_line(done, session, drift, len(self._film.plan.chunks))
         if begins:
             line["transition"] = str(film.storyboard.transitions[done.chunk.shot])
         if done.selections is not None:
