@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,17 +16,39 @@ from .select import EVERYTHING
 from .transitions import Reach
 
 
+class Stretch(NamedTuple):
+    """So many neighbouring tokens of one shot, and the prompt `[W, C]` that they read, before the model's own embedding."""
+
+    tokens: int
+    prompt: Tensor
+
+
+def stretches(parts: Iterable[tuple[int, Tensor]]) -> tuple[Stretch, ...]:
+    """Counts of tokens with their prompts, neighbours under the same one joined."""
+    found: list[Stretch] = []
+    for tokens, prompt in parts:
+        if found and found[-1].prompt is prompt:
+            found[-1] = Stretch(found[-1].tokens + tokens, prompt)
+        else:
+            found.append(Stretch(tokens, prompt))
+    return tuple(found)
+
+
 class History(NamedTuple):
     """Tokens `[1 or B, M, width]` that join a model's own, and their positions `[M, 3]`: frame, row and column.
 
     Frames count from the first of those being made, so history lies below 0; `target_frames` `[T]` are the times of those
-    being made where they are not simply 0, 1, 2, ...
+    being made where they are not simply 0, 1, 2, ... `prompts` are what each film of the batch reads token by token, one
+    film's for all of them, or nothing, where history reads the prompt of the frames being made. `counts` `[M]` says how many of
+    the model's own tokens each is to count as in attention; None is one each.
     """
 
     tokens: Tensor
     positions: Tensor
     modulation: Modulation
     target_frames: Tensor | None = None
+    prompts: tuple[tuple[Stretch, ...], ...] = ()
+    counts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +64,16 @@ class HistoryConfig:
             raise ValueError(f"The window of a memory encoder needs 0 or more frames, got {self.window_frames}.")
         if self.longest_frames is not None and self.longest_frames < 1:
             raise ValueError(f"The history of a memory encoder needs at least 1 frame, got {self.longest_frames}.")
+
+
+def token_counts(spec: EncoderSpec, parts: Sequence[int], window: bool) -> Tensor | None:
+    """What tokens count as, for `parts` of so many tokens, the last of them whole frames where there is a `window`."""
+    if not spec.proportional:
+        return None
+    counts = torch.full((sum(parts),), float(math.prod(spec.rate)))
+    if window:
+        counts[-parts[-1] :] = 1.0
+    return counts
 
 
 class EncodedHistory:
@@ -62,6 +95,7 @@ class EncodedHistory:
         self._encoded: list[tuple[int, Tensor]] = []  # first frame and tokens of every encoded stretch, oldest first
         self._waiting: Tensor | None = None  # newest latents, too few for a token
         self._window: Tensor | None = None
+        self._prompts: list[Tensor | None] = []  # one for each frame
         self._film = 0
         self._size = (0, 0)
         self.current: History | None = None
@@ -81,8 +115,12 @@ class EncodedHistory:
         longest = None if config.longest_frames is None else max(config.longest_frames, config.window_frames)
         return self._film if longest is None else min(longest, self._film)
 
-    def append(self, latents: Tensor) -> None:
-        """The film goes on with clean latents `[1, C, T, H, W]`. Frames that fill no token wait for the next ones."""
+    def append(self, latents: Tensor, prompt: Tensor | None = None) -> None:
+        """The film goes on with clean latents `[1, C, T, H, W]`. Frames that fill no token wait for the next ones.
+
+        `prompt` `[W, C]` is what they were made under; encoders whose tokens read prompts of their own need it.
+        """
+        self._prompts += [prompt] * latents.shape[2]
         self._film += latents.shape[2]
         self._size = (latents.shape[3], latents.shape[4])
         waiting = latents if self._waiting is None else torch.cat([self._waiting, latents], dim=2)
@@ -104,10 +142,11 @@ class EncodedHistory:
             if config.longest_frames is None
             else max(reach.bank_from, self._film - config.longest_frames)
         )
-        stretches = [(first, tokens) for first, tokens in self._encoded if first >= oldest]
-        tokens, positions = [part for _, part in stretches], []
-        for first, _ in stretches:
+        encoded = [(first, tokens) for first, tokens in self._encoded if first >= oldest]
+        tokens, positions = [part for _, part in encoded], []
+        for first, _ in encoded:
             positions.append(token_positions(self.spec, self.spec.grid(step, *self._size), first - self._film))
+        parts = [(part.shape[1], first) for first, part in encoded]  # tokens, and the frame whose prompt they read
         self.read_frames = self._whole_frames(reach)
         if self.read_frames:
             assert self._window is not None
@@ -115,9 +154,26 @@ class EncodedHistory:
             rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in self._size)
             times = torch.tensor(self.read_frames, dtype=torch.float32) - self._film
             positions.append(torch.cartesian_prod(times, rows, columns))
+            parts += [(len(rows) * len(columns), frame) for frame in self.read_frames]
         self.current = None
         if tokens:
-            self.current = History(torch.cat(tokens, dim=1), torch.cat(positions), self.spec.modulation)
+            own = self.spec.own_prompts
+            prompts = (stretches((count, self._prompt_of(frame)) for count, frame in parts),) if own else ()
+            self.current = History(
+                torch.cat(tokens, dim=1),
+                torch.cat(positions),
+                self.spec.modulation,
+                prompts=prompts,
+                counts=token_counts(self.spec, [len(places) for places in positions], bool(self.read_frames)),
+            )
+
+    def _prompt_of(self, frame: int) -> Tensor:
+        prompt = self._prompts[frame]
+        if prompt is None:
+            raise ValueError(
+                f"A memory encoder whose tokens read prompts of their own needs that of every frame, got none for frame {frame}."
+            )
+        return prompt
 
     def _whole_frames(self, reach: Reach) -> tuple[int, ...]:
         kept = 0 if self._window is None else self._window.shape[2]

@@ -55,8 +55,10 @@ class Modulation(Enum):
 class EncoderSpec:
     """A memory encoder for a model of this `width`; `stages` are the widths of the high-resolution branch.
 
-    `high` off leaves the low-resolution branch alone, which has no weights of its own. `base` is the model that it was trained
-    with and `trained` what is worth knowing of that training; both are told to the user and change nothing.
+    `high` off leaves the low-resolution branch alone, which has no weights of its own. `own_prompts` lets every token read the
+    prompt of its own shot, where the paper has all of them read that of the frames being made; `proportional` lets it count in
+    attention as the tokens that it stands for do, where the paper counts it as one. `base` is the model that it was
+    trained with and `trained` what is worth knowing of that training; both are told to the user and change nothing.
     Raises ValueError when a number makes no sense.
     """
 
@@ -69,6 +71,8 @@ class EncoderSpec:
     high: bool = True
     low: LowBranch = LowBranch.LATENTS
     modulation: Modulation = Modulation.TARGET
+    own_prompts: bool = False
+    proportional: bool = False
     base: str = ""
     trained: Mapping[str, str | int | float] = field(default_factory=dict)
 
@@ -115,8 +119,14 @@ class EncoderSpec:
         if not isinstance(plain, dict) or set(plain) != {entry.name for entry in fields(cls)}:
             raise ValueError("The description needs exactly the entries of a memory encoder.")
         numbers = ("width", "channels", "heads", "attention_layers")
-        if any(type(plain[name]) is not int for name in numbers) or type(plain["high"]) is not bool:
-            raise ValueError(f"The description needs whole numbers for {', '.join(numbers)}, and yes or no for high.")
+        switches = ("high", "own_prompts", "proportional")
+        known = all(type(plain[name]) is int for name in numbers) and all(
+            type(plain[name]) is bool for name in switches
+        )
+        if not known:
+            raise ValueError(
+                f"The description needs whole numbers for {', '.join(numbers)}, and yes or no for {', '.join(switches)}."
+            )
         stages, trained = plain["stages"], plain["trained"]
         if not isinstance(stages, list) or any(type(stage) is not int for stage in stages):
             raise ValueError("The description needs a list of whole numbers for stages.")
@@ -124,7 +134,7 @@ class EncoderSpec:
         if not facts or not isinstance(plain["base"], str):
             raise ValueError("The description needs texts and numbers for what it was trained with.")
         return cls(
-            **{name: plain[name] for name in (*numbers, "high", "base", "trained")},
+            **{name: plain[name] for name in (*numbers, *switches, "base", "trained")},
             rate=Rate.parse(plain["rate"]),
             stages=tuple(stages),
             low=LowBranch(plain["low"]),

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..memory.encoded_history import HistoryConfig
+from .host.build import ENCODERS_FOLDER
 from .host.encoder_model import TYPES, fits, load_encoder
 from .sockets import EncoderSocket
 
@@ -18,8 +19,9 @@ DEFAULT = HistoryConfig()
 
 
 def add_model_folder() -> None:
-    """Tell the host of `models/memory_encoders`, beside those that the user's own list of folders names."""
+    """Tell the host of `models/memory_encoders`, beside those that the user's own list of folders names and the one that ships."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER), is_default=True)
+    folder_paths.add_model_folder_path(FOLDER, str(ENCODERS_FOLDER))
     folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".sft"})
 
 
@@ -43,7 +45,8 @@ class MemoryEncoderLoader(io.ComfyNode):
                 io.Combo.Input(
                     "encoder",
                     options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="A file from models/memory_encoders. Each is made for one model; the node tells you which.",
+                    tooltip="A file from models/memory_encoders. Each is made for one model; the node tells you which. "
+                    "tiny_encoder comes with LongReel, for the Tiny Storyboard Model trained for a memory encoder.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -7,11 +7,11 @@ from comfy_api.latest import io
 
 from ..memory.gates import GateForm
 from ..memory.presets import GATED_PRESETS
-from .host.build import build_tiny_vae, build_tiny_wan, gated_weights, shipped_weights
+from .host.build import build_tiny_reader, build_tiny_vae, build_tiny_wan, gated_weights, shipped_weights
 from .host.build_hunyuan import build_tiny_hunyuan, preview_with
 from .host.demo_text import build_demo_clip
 
-ANY = "any memory"
+ANY, ENCODER = "any memory", "memory encoder"
 WAN, HUNYUAN = "Wan", "HunyuanVideo"
 FORMS: dict[str, GateForm | None] = {ANY: None} | {preset: form for form, preset in GATED_PRESETS.items()}
 
@@ -36,18 +36,19 @@ class TinyStoryboardModel(io.ComfyNode):
                 io.Combo.Input(
                     "trained_for",
                     optional=True,
-                    options=list(FORMS),
+                    options=[*FORMS, ENCODER],
                     default=ANY,
                     tooltip="Which memory the model was trained for. 'any memory' reads with every preset of Sparse KV Memory. "
                     "'OmniMem' and 'DecMem' have gates, weights that say how much of what was found goes into the "
-                    "picture: give them the preset of that name.",
+                    "picture: give them the preset of that name. 'memory encoder' is no causal model: it has the LoRA that reads "
+                    "tiny_encoder of the Memory Encoder Loader.",
                 ),
                 io.Boolean.Input(
                     "causal",
                     optional=True,
                     default=True,
                     tooltip="On: a causal model, which remembers through Sparse KV Memory. Off: the same weights as an ordinary "
-                    "model, which remembers through a memory encoder that you trained for it.",
+                    "model, which remembers through a memory encoder that you trained for it. Changes nothing for 'memory encoder'.",
                 ),
                 io.Combo.Input(
                     "family",
@@ -84,6 +85,8 @@ class TinyStoryboardModel(io.ComfyNode):
 
 
 def _wan(trained_for: str, causal: bool) -> ModelPatcher:
+    if trained_for == ENCODER:
+        return build_tiny_reader(shipped_weights("wan") or {})
     form = FORMS[trained_for]
     if form is not None and not causal:
         raise ValueError(

@@ -12,6 +12,7 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 API_FOLDER = ROOT / "workflows" / "api"
 SNAPSHOT = ROOT / "tests" / "data" / "object_info.json"
 TINY = ROOT / "workflows" / "Tiny demo storyboard.json"
+ENCODED = ROOT / "workflows" / "Tiny storyboard with a memory encoder.json"
 TINY_HUNYUAN = ROOT / "workflows" / "Tiny HunyuanVideo storyboard.json"
 
 WRITE = os.environ.get("LONGREEL_WRITE") == "1"

@@ -92,18 +92,25 @@ def character_mask(film: Film) -> Tensor:
 
 
 class FilmClips(NamedTuple):
-    """Films as the model sees them: latents, where the character is, and the last shot's prompt."""
+    """Films as the model sees them: latents, where the character is, the last shot's prompt, and that of every frame."""
 
     latents: Tensor  # [B, 16, T, h, w]
     mask: Tensor  # [B, T, h, w]
     text: Tensor  # [B, W, 4096]
+    prompts: list[list[Tensor]]  # B lists of T, each [W, 4096]; frames of a shot share theirs
+
+    def later(self, first: int) -> FilmClips:
+        """The films without their frames before `first`."""
+        prompts = [film[first:] for film in self.prompts]
+        return FilmClips(self.latents[:, :, first:], self.mask[:, first:], self.text, prompts)
 
 
 def film_clips(films: list[Film], codec: TileCodec) -> FilmClips:
     """Films of equal length, whose last prompts have equally many words."""
     latents = torch.stack([encode_film(film, codec) for film in films])
     mask = torch.stack([character_mask(film) for film in films])
-    return FilmClips(latents, mask, torch.cat([embed_text(film.shots[-1].prompt) for film in films]))
+    prompts = [[words for shot in film.shots for words in [embed_text(shot.prompt)[0]] * shot.frames] for film in films]
+    return FilmClips(latents, mask, torch.stack([film[-1] for film in prompts]), prompts)
 
 
 class ClipBatch(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..encoded_history import History
+from ..encoded_history import History, stretches, token_counts
 from ..encoder import MemoryEncoder, token_positions
 from ..encoder_spec import PATCH, EncoderSpec, LowBranch, Modulation, Rate
 from .causal import TRAIN_TIMESTEPS
@@ -32,8 +32,10 @@ from .storyworld import Film, FilmSettings, random_film
 from .tiny_vae import FIRST_TEST_SEED
 from .words import embed_text, split_words
 
-FIRST_CHUNKS, SHORTER = 0.1, 0.5
+FIRST_CHUNKS, SHORTER = 0.05, 0.25
 """Shares of the steps of stage II that begin a film, and that have none or a part of the past: so do the chunks of a film."""
+FINETUNE_SHIFT = 8.0
+"""Only frames of much noise need history; a returning character is decided there."""
 SAMPLING_STEPS = 8
 FAINTEST = 0.2
 """Frames that are not kept are noised at least this much, as in the paper."""
@@ -60,8 +62,8 @@ class EncoderTraining:
 
     Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
     frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
-    times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told. `start` names the
-    encoder that training starts from.
+    times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
+    they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what training starts from.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
@@ -69,6 +71,8 @@ class EncoderTraining:
     rate: str = "2x2x2"
     branches: str = Branches.BOTH.value
     modulation: str = Modulation.CLEAN.value
+    own_prompts: bool = True
+    proportional: bool = True
     widths: tuple[int, ...] = (32, 64, 128, 256)
     history_frames: int = 24
     kept_frames: int = 4
@@ -110,6 +114,7 @@ class EncoderBatch(NamedTuple):
     mask: Tensor  # [B, t, h, w], 1 where the character is
     text: Tensor  # [B, W, 4096]
     window: Tensor  # [B, 16, n, h, w], the newest frames, whole
+    prompts: list[list[Tensor]]  # B lists of T: what each frame of the film was made under, [W, 4096]
 
 
 def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
@@ -123,6 +128,8 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
         high=branches is not Branches.LOW,
         low=LowBranch.NONE if branches is Branches.HIGH else LowBranch.LATENTS,
         modulation=Modulation(config.modulation),
+        own_prompts=config.own_prompts,
+        proportional=config.proportional,
         base="the tiny model that comes with LongReel",
     )
 
@@ -132,10 +139,13 @@ def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
     branches = Branches.LOW if not spec.high else Branches.HIGH if spec.low is LowBranch.NONE else Branches.BOTH
     return EncoderTraining(
         stage=EncoderStage.FINETUNE.value,
+        shift=FINETUNE_SHIFT,
         rate=str(spec.rate),
         widths=spec.stages,
         branches=branches.value,
         modulation=spec.modulation.value,
+        own_prompts=spec.own_prompts,
+        proportional=spec.proportional,
         **settings,
     )
 
@@ -158,7 +168,7 @@ def noise_levels(shape: tuple[int, ...], shift: float, generator: torch.Generato
 
 
 def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds: int = FIRST_TEST_SEED) -> list[Film]:
-    """Films of a step: the history, and in stage II the segment behind it as a shot of its own.
+    """Films of a step: the history, and in stage II the segment behind it as a shot of its own, of somebody who was seen before.
 
     Their last prompts have equally many words, so that none has to be padded.
     """
@@ -171,7 +181,8 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
     films: list[Film] = []
     while len(films) < config.clips:
         film = random_film(first_seed + rng.randrange(seeds), settings)
-        if not films or _words(film) == _words(films[0]):
+        returns = extra == 0 or film.shots[-1].name in {shot.name for shot in film.shots[:-1]}
+        if returns and (not films or _words(film) == _words(films[0])):
             films.append(film)
     return films
 
@@ -191,21 +202,21 @@ def encoder_batch(config: EncoderTraining, clips: FilmClips, step: int) -> Encod
     later = (
         past if draw < FIRST_CHUNKS else int(torch.randint(past, (1,), generator=generator)) if draw < SHORTER else 0
     )
-    return clean_batch(config, FilmClips(clips.latents[:, :, later:], clips.mask[:, later:], clips.text), window)
+    return clean_batch(config, clips.later(later), window)
 
 
 def clean_batch(config: EncoderTraining, clips: FilmClips, window: int) -> EncoderBatch:
     """The last segment of these films, to be made beside all that was before and `window` newest frames whole."""
-    latents, mask, text = clips
+    latents, mask, text, prompts = clips
     first = latents.shape[2] - config.segment_frames
     frames = torch.arange(first, latents.shape[2], dtype=torch.float32)
     newest = latents[:, :, max(0, first - window) : first]
-    return EncoderBatch(latents[:, :, :first], latents[:, :, first:], frames, mask[:, first:], text, newest)
+    return EncoderBatch(latents[:, :, :first], latents[:, :, first:], frames, mask[:, first:], text, newest, prompts)
 
 
 def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.Generator) -> EncoderBatch:
     """Some frames are clean and to be made, under no prompt; the others are noise to different degrees."""
-    latents, mask, text = clips
+    latents, mask, text, prompts = clips
     total = latents.shape[2]
     kept = torch.randperm(total, generator=generator)[: config.kept_frames].sort().values
     levels = noise_levels((len(latents), total), config.shift, generator, FAINTEST)
@@ -213,7 +224,8 @@ def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.G
     level = levels[:, None, :, None, None]
     history = latents * (1 - level) + torch.randn(latents.shape, generator=generator) * level
     no_prompt = embed_text("").expand(len(text), -1, -1)
-    return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, latents[:, :, :0])
+    none = latents[:, :, :0]
+    return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, none, prompts)
 
 
 def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History | None:
@@ -221,17 +233,26 @@ def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> H
     spec = encoder.spec
     _, _, frames, height, width = batch.history.shape
     tokens, positions = [], []
+    parts: list[tuple[int, int]] = []  # tokens, and the frame whose prompt they read
     if frames >= spec.rate.frames:
         tokens.append(encoder(batch.history, network.patch_embedding))
-        positions.append(token_positions(spec, spec.grid(frames, height, width)))
+        grid = spec.grid(frames, height, width)
+        positions.append(token_positions(spec, grid))
+        parts += [(grid[1] * grid[2], index * spec.rate.frames) for index in range(grid[0])]
     if batch.window.shape[2]:
         tokens.append(network.patch_embedding(batch.window).flatten(2).transpose(1, 2))
         rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in (height, width))
         newest = batch.target_frames[0] + torch.arange(-batch.window.shape[2], 0)
         positions.append(torch.cartesian_prod(newest, rows, columns))
+        parts += [(len(rows) * len(columns), frame) for frame in newest.int().tolist()]
     if not tokens:
         return None
-    return History(torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames)
+    own = (stretches((count, film[frame]) for count, frame in parts) for film in batch.prompts)
+    prompts = tuple(own) if spec.own_prompts else ()
+    counts = token_counts(spec, [len(places) for places in positions], bool(batch.window.shape[2]))
+    return History(
+        torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames, prompts, counts
+    )
 
 
 def predict_beside_history(
@@ -281,16 +302,20 @@ def train_encoder(
     codec: TileCodec,
     out: Path,
     tell: Callable[[dict[str, float]], None] = lambda row: None,
+    lora: dict[str, Tensor] | None = None,
 ) -> None:
     """Train `encoder` and a new LoRA on `network` in place, or continue the run in `out`.
 
-    `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log. The same settings
+    `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log,
+    `lora` are adapters to begin with in place of new ones. The same settings
     give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or the run in
     `out` has other settings; the last checkpoint stays whole.
     """
     run = RunFolder(out, config)
     parameters = [*encoder.requires_grad_().parameters(), *add_lora(peft, network, config.lora_rank, config.seed)]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    if lora is not None:
+        load_lora_state(network, lora)
     first = 0
     state = run.load()
     if state is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,3 +45,13 @@ def save_weights(weights: Mapping[str, Tensor], folder: Path, part: str, shard_b
         with whole_file(paths[-1]) as path:
             save_file(shard, path)
     return paths
+
+
+def weights_fingerprint(*parts: dict[str, Tensor]) -> str:
+    """Sixteen digits that stand for these weights."""
+    digest = hashlib.sha256()
+    for weights in parts:
+        for name in sorted(weights):
+            digest.update(name.encode())
+            digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -39,7 +39,7 @@ def lora_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_lora_state(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what `lora_state` gave."""
+    """Put back what `lora_state` gave. Raises KeyError where it is of another model, RuntimeError where it is of another rank."""
     own: dict[str, Any] = dict(network.named_parameters())
     with torch.no_grad():
         for name in lora_state(network):

@@ -34,10 +34,20 @@ PINS = "prompt bank, pins"
 """The shot in which the returning character was seen is pinned, film by film."""
 RELEASED = f"{MEMFLOW}, as released"
 """A bank that is filled as `released_memflow.py` says."""
-COMPARISONS = ("memories", "budgets", "ablations", "banks")
+ENCODERS = "encoders"
+COMPARISONS = ("memories", "budgets", "ablations", "banks", ENCODERS)
 """Memories that `--compare` sets side by side."""
 TRANSITIONS = "transitions"
 """What it sets side by side as well, in a table of its own."""
+
+
+WHOLE = ("every frame whole, own prompts", "every frame whole, one prompt")
+"""Rows without an encoder: the model as it is reads all frames of the film, each under its own prompt or all under the newest."""
+
+
+def encoder_policies(name: str) -> tuple[str, str]:
+    """The rows of an encoder: its tokens alone, and beside the newest frames."""
+    return name, f"{name} + window"
 
 
 def recall_policies(
@@ -60,6 +70,8 @@ def recall_policies(
         return {REFERENCE: full[REFERENCE], "LongReel": ours, **_ablations(ours)}
     if compare == "banks":
         return {REFERENCE: full[REFERENCE], WINDOW_AND_SINK: sink, **_banks(sink, chunk_frames)}
+    if compare == ENCODERS:
+        return {REFERENCE: full[REFERENCE], "window": replace(sink, sink_frames=0)}
     return {
         "window": replace(sink, sink_frames=0),
         WINDOW_AND_SINK: sink,
@@ -142,7 +154,7 @@ class RecallBench:
     """How much is measured: `films` a cell, and `drift_films` free-running films of `drift_chunks` chunks.
 
     A chunk is drawn in `steps`. Where `policies` are named only these are measured, beside the reference; which of them
-    there are says `compare`. Raises ValueError for anything that makes no sense.
+    there are says `compare`; `encoders` are the names of those that --compare encoders sets side by side. Raises ValueError for anything that makes no sense.
     """
 
     films: int = 96
@@ -155,6 +167,7 @@ class RecallBench:
     compare: str = "memories"
     policies: tuple[str, ...] = ()
     steps: int = SAMPLING_STEPS
+    encoders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.films < FEWEST_FILMS:
@@ -167,6 +180,8 @@ class RecallBench:
             )
         known = [*recall_policies(self.chunk_frames, self.compare)]
         known += map(gated_name, GateForm) if self.compare == COMPARISONS[0] else ()
+        known += WHOLE if self.compare == ENCODERS else ()
+        known += [row for name in self.encoders for row in encoder_policies(name)]
         unknown = [name for name in self.policies if name not in known]
         if unknown:
             raise ValueError(

@@ -118,6 +118,8 @@ class RecallReport:
     def markdown(self) -> str:
         """The tables for people."""
         parts = [_facts(self.header)]
+        if encoders := self.header.get("encoders"):
+            parts.append(_encoder_table(encoders))
         rows = self.rows()
         for chunks in sorted({row["chunks"] for row in rows}):
             parts.append(_recall_table(chunks, [r for r in rows if r["chunks"] == chunks], self.header["chance"]))
@@ -145,6 +147,20 @@ def _facts(header: dict[str, Any]) -> str:
         f"weights {settings['weights']}; chunks of {settings['chunk_frames']} latent frames, {settings['characters']} "
         f"characters, seed {settings['seed']}, {len(settings['levels']) - 1} steps; mean [95 % interval]"
     )
+
+
+def _encoder_table(encoders: dict[str, dict[str, float]]) -> str:
+    head = ("encoder", "tokens a second of film", "milliseconds to encode it", "its weights")
+    body = [
+        (
+            name,
+            f"{cost['tokens_per_second']:.0f}",
+            f"{cost['milliseconds_per_second']:.1f}",
+            f"{cost['bytes'] / MIB:.1f} MiB",
+        )
+        for name, cost in encoders.items()
+    ]
+    return _table(head, body)
 
 
 def _recall_table(chunks: int, rows: list[dict[str, Any]], chance: float) -> str:

@@ -37,13 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         default="memories",
         help="memories (default), budgets: how much LongReel reads, ablations: LongReel with one thing changed, banks: what a "
-        "prompt brings back, or transitions: how fast a new prompt shows",
+        "prompt brings back, encoders: an ordinary model beside memory encoders, or transitions: how fast a new prompt shows",
     )
     recall.add_argument(
         "--policy",
         action="append",
         metavar="NAME",
         help="only this memory, and the one that all are compared with; may be given several times",
+    )
+    recall.add_argument(
+        "--encoder",
+        action="append",
+        type=Path,
+        metavar="FOLDER",
+        help="what `longreel train encoder finetune` wrote, for --compare encoders (default: what ships); may be given several "
+        "times",
     )
     recall.add_argument(
         "--drift-films", type=int, help="free-running films (default: 12; 1 with --quick), 0 measures no drift"

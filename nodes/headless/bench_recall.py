@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import comfy.model_management
 import comfy.samplers
@@ -22,6 +21,7 @@ from ...memory.gates import GateForm
 from ...memory.presets import GATED_PRESETS
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
+from ...memory.training.export import weights_fingerprint
 from ...memory.training.linear_codec import drop_silent_branches
 from ...memory.training.recall import SAMPLING_STEPS, recall_film, sampling_levels, swapped_name
 from ...memory.training.recall_flow import dynamic_degree
@@ -44,8 +44,10 @@ from ..host.demo_text import build_demo_clip
 from ..host.film_sampler import FilmSampler, Noise, SeededNoise
 from ..host.gates import brought_gates, use_gates
 from ..host.guider import FilmGuider
-from ..host.keys import SESSION
 from .bench_released import watcher
+
+if TYPE_CHECKING:
+    from .bench_encoder import EncodedModel
 
 LATENT_CHANNELS, LATENT_SIZE = 16, (12, 16)
 DRIFT_POINTS = 12
@@ -82,10 +84,11 @@ class ProbeSampler(comfy.samplers.Sampler):
     ) -> Tensor:
         """Clean latents `[1, C, T, H, W]` under the prompt of the chunk's own shot."""
         own, self.drawn = guider.shot, []
-        session: RunSession = extra_args["model_options"]["transformer_options"][SESSION]
+        session = guider.session
         for shot in (own, *self.other_shots):
             guider.shot = shot
-            session.begin(session.frames, shot)  # what one prompt made the chunk choose is nothing to the next
+            if isinstance(session, RunSession):  # what one prompt made the chunk choose is nothing to the next
+                session.begin(session.frames, shot)
             started = _now()
             self.drawn.append(
                 self.inner.sample(
@@ -156,6 +159,7 @@ class TinyModel:
             self.model = build_tiny_wan(causal=True, weights=network)
             self.gated = tuple(GatedModel(form, folder) for form in GateForm if has_gates(form, folder))
         self.positions = adapter_for(self.model).positions
+        self.encoded: tuple[EncodedModel, ...] = ()
         self.vae = build_tiny_vae(weights=vae)
         drop_silent_branches(self.vae.first_stage_model)  # else films would cost more to encode than to draw
         self.clip = build_demo_clip()
@@ -220,7 +224,8 @@ class TinyModel:
             nonlocal peak_bytes, commit_seconds
             peak_bytes, commit_seconds = guider.peak_bytes, _now() - probe.ended
             chunks.append(chunk)
-            watch(chunk, guider.model_options["transformer_options"][SESSION])
+            if isinstance(guider.session, RunSession):
+                watch(chunk, guider.session)
 
         probe = ProbeSampler(comfy.samplers.ksampler(SAMPLER), other_shots)
         sampler = FilmSampler(
@@ -264,16 +269,6 @@ def load_weights(folder: Path | None, part: Family | Literal["vae"]) -> dict[str
     return weights
 
 
-def weights_fingerprint(*parts: dict[str, Tensor]) -> str:
-    """Sixteen digits that stand for these weights."""
-    digest = hashlib.sha256()
-    for weights in parts:
-        for name in sorted(weights):
-            digest.update(name.encode())
-            digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 class RecallRun:
     """Measures every policy on the same films and noise, film by film, and keeps what it measures in `samples`."""
 
@@ -281,6 +276,7 @@ class RecallRun:
         self.bench, self.model, self.samples = bench, model, samples
         self.policies = bench.measured(model.positions)
         self.gated = {gated.name: gated for gated in gated_models(bench, model) if bench.wants(gated.name)}
+        self.encoded = {row.name: row for row in model.encoded if bench.wants(row.name)}
         presets = recall_policies(bench.chunk_frames, bench.compare, model.positions)
         self.policies |= {name: presets[gated.preset] for name, gated in self.gated.items()}
 
@@ -298,6 +294,8 @@ class RecallRun:
         return recall_film(seed, cell.chunks, self.bench.chunk_frames, self.bench.characters, cell.distance)
 
     def _remembering(self, name: str, cell: Cell) -> ModelPatcher:
+        if name in self.encoded:
+            return self.encoded[name].remembering()
         config = self.policies[name]
         if name in self.gated:
             return self.gated[name].remembering(config)
@@ -310,7 +308,8 @@ class RecallRun:
         return SeededNoise((FILMS_PER_SEED * self.bench.seed + index,) * chunks)
 
     def _measure_cell(self, cell: Cell, index: int) -> None:
-        missing = [name for name in self.policies if (name, *cell, index) not in self.samples.samples]
+        names = (*self.policies, *self.encoded)
+        missing = [name for name in names if (name, *cell, index) not in self.samples.samples]
         if not missing:
             return
         size = self.bench.chunk_frames
@@ -350,7 +349,8 @@ class RecallRun:
 
     def _measure_drift(self, index: int) -> None:
         chunks = self.bench.drift_chunks
-        missing = [name for name in self.policies if (name, index) not in self.samples.drifts]
+        names = (*self.policies, *self.encoded)
+        missing = [name for name in names if (name, index) not in self.samples.drifts]
         cell = Cell(chunks, chunks - 1)
         film = self._film(index, cell)
         judged = tuple(range(chunks - 1, 0, -max(1, chunks // DRIFT_POINTS)))[::-1]
@@ -381,6 +381,7 @@ def bench_settings(bench: RecallBench, model: TinyModel) -> dict[str, Any]:
     policies = {name: config.described() for name, config in presets.items()}
     for gated in gated_models(bench, model):
         policies[gated.name] = {**policies[gated.preset], "gates": gated.fingerprint}
+    policies |= {row.name: row.described() for row in model.encoded}
     return {
         "weights": model.fingerprint,
         "chunk_frames": bench.chunk_frames,

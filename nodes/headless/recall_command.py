@@ -15,7 +15,16 @@ from typing import Any
 
 from ...kernels.bench.measure import source_commit
 from ...memory.training.recall_plot import draw_recall
-from ...memory.training.recall_policies import FULL, LONG_CELLS, QUICK, TRANSITIONS, Cell, Geometry, RecallBench
+from ...memory.training.recall_policies import (
+    ENCODERS,
+    FULL,
+    LONG_CELLS,
+    QUICK,
+    TRANSITIONS,
+    Cell,
+    Geometry,
+    RecallBench,
+)
 from ...memory.training.recall_report import RecallReport
 from ...memory.training.recall_samples import Samples
 from ...memory.whole_file import ProjectError, whole_file
@@ -23,6 +32,8 @@ from .boot import boot_host
 from .render import INTERRUPTED_EXIT, set_logging
 from .workflow import WorkflowError
 
+SHIPPED_ENCODER = "tiny encoder"
+"""What the rows of the encoder that ships are called."""
 ROOM = 32 * 1024 * 1024
 """Free bytes that results need at most."""
 
@@ -42,10 +53,14 @@ def _measure(args: argparse.Namespace) -> int:
             _check_target(target)
     set_logging(verbose=False)
     host = boot_host(args.device)
-    from .bench_recall import RecallRun, TinyModel, bench_settings
+    from .bench_encoder import encoded_models
+    from .bench_recall import LATENT_SIZE, RecallRun, TinyModel, bench_settings, load_weights
     from .machine import machine
 
     model = TinyModel(args.weights, args.family)
+    if bench.compare == ENCODERS:
+        folders = dict(zip(bench.encoders, args.encoder or (None,), strict=False))
+        model.encoded = encoded_models(folders, load_weights(args.weights, "wan"), bench.chunk_frames)
     settings = bench_settings(bench, model)
     kept = None if args.json is None else args.json.with_suffix(".samples.jsonl")
     samples = Samples(kept, settings, source_commit())
@@ -54,8 +69,10 @@ def _measure(args: argparse.Namespace) -> int:
         RecallRun(bench, model, samples).run(_Progress(bench.films).tell)
     except (KeyboardInterrupt, ProjectError) as stopped:
         stop = stopped
+    header = _recall_header(args, bench, settings, samples.sources, machine(host.version))
+    header["encoders"] = {row.name: row.cost(LATENT_SIZE) for row in model.encoded if row.name in bench.encoders}
     report = RecallReport(
-        _recall_header(args, bench, settings, samples.sources, machine(host.version)),
+        header,
         list(samples.samples.values()),
         list(samples.drifts.values()),
     )
@@ -110,7 +127,22 @@ def _recall_bench(args: argparse.Namespace) -> RecallBench:
     films = bench.films if args.films is None else args.films
     drift = bench.drift_films if args.drift_films is None else args.drift_films
     chosen |= {"policies": tuple(args.policy or ()), "steps": args.steps}
+    if args.encoder:
+        chosen["encoders"] = _encoder_names(args.encoder, args.compare)
+    elif args.compare == ENCODERS and args.weights is None:
+        chosen["encoders"] = (SHIPPED_ENCODER,)
     return dataclasses.replace(bench, films=films, drift_films=min(films, drift), **chosen)
+
+
+def _encoder_names(folders: list[Path], compare: str) -> tuple[str, ...]:
+    """What the rows of the encoders in these folders are called; ValueError where that makes no sense."""
+    names = tuple(folder.resolve().name for folder in folders)
+    if compare != ENCODERS or len(set(names)) < len(names):
+        raise ValueError(
+            f"--encoder needs --compare {ENCODERS} and folders of different names, got --compare {compare} and "
+            f"{', '.join(names)}. Rows are named after their folders."
+        )
+    return names
 
 
 def _cell(text: str) -> Cell:
@@ -155,6 +187,7 @@ def _recall_header(
         if getattr(args, name) is not None:
             given.append(f"--{name} {getattr(args, name).name}")
     given += [f"--cell {text}" for text in args.cell or ()]
+    given += [f"--encoder {name}" for name in bench.encoders]
     given += [f"--policy '{name}'" for name in bench.policies]
     given += [f"--drift-films {args.drift_films}"] if args.drift_films is not None else []
     given += [f"--compare {bench.compare}"] if bench.compare != FULL.compare else []

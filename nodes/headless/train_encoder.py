@@ -33,7 +33,20 @@ def add_encoder(models: Any) -> None:
     branches, levels = ("both", "high", "low"), ("clean", "target")
     pretrain.add_argument("--branches", choices=branches, default="both", help="leave one out, to compare")
     pretrain.add_argument("--modulation", choices=levels, default="clean", help="noise level that tokens are told")
+    pretrain.add_argument(
+        "--one-prompt",
+        action="store_true",
+        help="tokens read the prompt of the frames being made, not of their own shots",
+    )
+    pretrain.add_argument(
+        "--counts-once",
+        action="store_true",
+        help="a token counts once in attention, not as often as what it stands for",
+    )
     finetune.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="what stage I wrote")
+    finetune.add_argument(
+        "--lora", type=Path, metavar="FILE", help="the LoRA of stage I, to go on with (default: a new one)"
+    )
     for stage, parser in (("pretrain", pretrain), ("finetune", finetune)):
         parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoints, log, curve, files")
         parser.add_argument(
@@ -84,7 +97,7 @@ def run_encoder(args: argparse.Namespace) -> int:
         encoder.load_state_dict(start[1])
     print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
     try:
-        train_encoder(config, modules, peft, network, encoder, codec, args.out, _tell)
+        train_encoder(config, modules, peft, network, encoder, codec, args.out, _tell, _lora(args))
     except KeyboardInterrupt:
         print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
         return INTERRUPTED_EXIT
@@ -99,7 +112,10 @@ def run_encoder(args: argparse.Namespace) -> int:
             f"where nobody said which would be asked for, at {found.other} from another film and at {found.nothing} from "
             "nothing."
         )
-        print(f"Stage II:  longreel train encoder finetune --encoder {args.out / ENCODER_FILE} --out ANOTHER_FOLDER")
+        print(
+            f"Stage II:  longreel train encoder finetune --encoder {args.out / ENCODER_FILE} --lora {args.out / LORA_FILE} "
+            "--out ANOTHER_FOLDER"
+        )
         return 0
     recalled = measure_encoder_recall(config, modules, network, encoder, codec)
     _write(args.out / RECALL_FILE, recalled._asdict())
@@ -127,16 +143,27 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     try:
         if args.stage == "pretrain":
             given = {name: getattr(args, name) for name in ("steps", "rate", "branches", "modulation", "seed")}
-            return EncoderTraining(**given), None
-        if not args.encoder.is_file():
-            raise WorkflowError(
-                f"--encoder needs a file that `longreel train encoder pretrain` wrote, got {args.encoder}. Train one first."
-            )
+            return EncoderTraining(**given, own_prompts=not args.one_prompt, proportional=not args.counts_once), None
+        files = {"--encoder": args.encoder, "--lora": args.lora}
+        for name, file in files.items():
+            if file is not None and not file.is_file():
+                raise WorkflowError(
+                    f"{name} needs a file that `longreel train encoder pretrain` wrote, got {file}. Train one first."
+                )
         start = read_encoder(args.encoder)
-        digest = hashlib.sha256(args.encoder.read_bytes()).hexdigest()[:16]
-        return finetuning_of(start[0], steps=args.steps, seed=args.seed, start=digest), start
+        known = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
+        return finetuning_of(start[0], steps=args.steps, seed=args.seed, start=" ".join(known)), start
     except ValueError as error:
         raise WorkflowError(str(error)) from error
+
+
+def _lora(args: argparse.Namespace) -> Any:
+    """The adapters that stage II goes on with, or None for new ones."""
+    if getattr(args, "lora", None) is None:
+        return None
+    from safetensors.torch import load_file
+
+    return load_file(args.lora)
 
 
 def _tell(row: dict[str, float]) -> None:

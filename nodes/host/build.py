@@ -34,6 +34,10 @@ LATENT_CHANNELS = 16
 Family: TypeAlias = Literal["wan", "hunyuan"]
 """Networks of which there are tiny ones, as their files are named."""
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "memory" / "weights"
+ENCODERS_FOLDER = WEIGHTS_FOLDER / "encoders"
+"""Where the tiny memory encoder lies alone, because an artist chooses among all files of this folder."""
+TINY_ENCODER = ENCODERS_FOLDER / "tiny_encoder.safetensors"
+ENCODER_LORA = WEIGHTS_FOLDER / "tiny_encoder_lora.safetensors"
 CAUSAL_METADATA = {"config": json.dumps({"transformer": {"causal_ar": True}})}
 """What the host looks for in a file before it loads a Wan model as the causal class."""
 
@@ -151,6 +155,18 @@ def gated_weights(form: GateForm, folder: Path | None = None) -> dict[str, Tenso
     trained = read_shards(folder, f"gates_{form.value}")
     base = read_shards(folder, "wan") or shipped_weights("wan")
     return {**base, **trained} if trained and base else None
+
+
+def build_tiny_reader(weights: Mapping[str, Tensor], lora: Path = ENCODER_LORA) -> ModelPatcher:
+    """The tiny Wan as an ordinary model, with the LoRA that lets it read a memory encoder's tokens. ValueError without that file."""
+    if not lora.is_file():
+        raise ValueError(
+            f"The model trained for a memory encoder needs {lora.name} in memory/weights, got none. Train one with `longreel "
+            "train encoder`, or load your own LoRA onto the model for any memory."
+        )
+    adapters = comfy.utils.load_torch_file(str(lora), safe_load=True)
+    patched: ModelPatcher = comfy.sd.load_lora_for_models(build_tiny_wan(weights=weights), None, adapters, 1.0, 0.0)[0]
+    return patched
 
 
 def build_tiny_wan(

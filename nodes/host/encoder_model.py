@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,13 @@ def load_encoder(path: Path, config: HistoryConfig, dtype: torch.dtype | None = 
 
     Raises ValueError, and loads nothing, unless the file is an encoder with every weight there, fitting and finite.
     """
-    spec, weights = read_encoder(path)
+    return encoder_of(*read_encoder(path), config, dtype)
+
+
+def encoder_of(
+    spec: EncoderSpec, weights: Mapping[str, Tensor], config: HistoryConfig, dtype: torch.dtype | None = None
+) -> LoadedEncoder:
+    """An encoder of these weights as the host keeps models."""
     device = comfy.model_management.get_torch_device()
     if dtype is None:
         dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32

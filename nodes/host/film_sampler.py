@@ -110,6 +110,10 @@ class FilmSampler(comfy.samplers.Sampler):
             comfy.model_management.throw_exception_if_processing_interrupted()
         return result
 
+    def prompt_of(self, first_frame: int, shot: int) -> int:
+        """The guider's prompt for a chunk that begins with this frame."""
+        return self.prompts.get((first_frame, shot), shot)
+
     def _chunks(self, steps: ChunkSteps, guider: FilmGuider, options: dict[str, Any]) -> Iterator[FinishedChunk]:
         """The film's chunks, remembered as the run's session says: through an encoder, or as keys and values."""
         start = None
@@ -121,7 +125,16 @@ class FilmSampler(comfy.samplers.Sampler):
 
         if HISTORY in options:
             history: EncodedHistory = options[HISTORY].history
-            return encoded_rollout(history, self.plan, steps.denoise, load, self.reaches, start)
+            prompts = [steps.to_device(prompt) for prompt in guider.prompts]
+            return encoded_rollout(
+                history,
+                self.plan,
+                steps.denoise,
+                load,
+                self.reaches,
+                start,
+                lambda chunk: prompts[self.prompt_of(chunk.frames.start, chunk.shot)],
+            )
         rollout = Rollout(options[SESSION], steps.denoise, steps.commit, load)
         return rollout.run(self.plan, self.recache_shots, start)
 
@@ -150,7 +163,7 @@ class ChunkSteps:
 
     def denoise(self, chunk: Chunk) -> Tensor:
         """Clean latents `[1, C, T, H, W]` of the chunk."""
-        self._enter(self._film.prompts.get((chunk.frames.start, chunk.shot), chunk.shot))
+        self._enter(self._film.prompt_of(chunk.frames.start, chunk.shot))
         self._enter_step(0)
         denoise = self._few_steps if self._film.inner is None else self._many_steps
         return denoise(chunk)
@@ -158,7 +171,7 @@ class ChunkSteps:
     def commit(self, latents: Tensor, shot: int) -> None:
         """Run clean latents at t = 0 under the prompt of this shot, or the one that their chunk was made under."""
         assert self._session is not None
-        self._enter(self._film.prompts.get((self._session.frames.start, shot), shot))
+        self._enter(self._film.prompt_of(self._session.frames.start, shot))
         self._guider.commit(latents, self._extra_args["model_options"])
 
     def _enter(self, shot: int) -> None:

@@ -1,7 +1,8 @@
 """History in the token sequence of a bidirectional Wan: official patches around each of its layers, for one call.
 
 The first layer receives the tokens behind those of the frames being made, every layer the positions of both, and behind
-the last layer they are cut off again, so the head and all else never know. Whatever replaces a layer already is
+the last layer they are cut off again, so the head and all else never know. Prompts of history's own stand behind the words
+of the frames being made, and an attention override shares them out. Whatever replaces a layer already is
 called with the longer sequence.
 """
 
@@ -9,15 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from comfy.ldm.wan.model import repeat_e, sinusoidal_embedding_1d
 from torch import Tensor
+from torch.nn import functional
 
 from ...memory.encoded_history import History
 from ...memory.encoder_spec import Modulation
 
+OVERRIDE = "optimized_attention_override"
 LAYER = "double_block"
 """The host's name for a layer of Wan in `patches_replace`."""
 _OTHER_TOKENS = {
@@ -53,7 +57,9 @@ class _Join:
 
     def __init__(self, network: Any, history: History, rope_options: dict[str, float]) -> None:
         self.network, self.history, self.rope_options = network, history, rope_options
-        self.own_tokens = 0
+        self.own_tokens, self.own_words = 0, 0
+        self._text: Tensor | None = None
+        self._bias: Tensor | None = None
         self._positions: Tensor | None = None
         self._modulation: Tensor | None = None
 
@@ -61,6 +67,60 @@ class _Join:
         """`[B, L, C]` to `[B, L + M, C]`."""
         self.own_tokens = x.shape[1]
         return torch.cat([x, self.history.tokens.to(x).expand(x.shape[0], -1, -1)], dim=1)
+
+    def text(self, own: Tensor) -> Tensor:
+        """Embedded words `[B, W, C]` of the frames being made, with those of history's own prompts behind them."""
+        if not self.history.prompts:
+            return own
+        if self._text is None:
+            self.own_words = own.shape[1]
+            rows = [torch.cat([stretch.prompt for stretch in row]) for row in self.history.prompts]
+            words = max(len(row) for row in rows)
+            # One more than needed where only the number of words tells cross-attention from self-attention.
+            words += self.own_words + words == self.own_tokens + len(self.history.positions)
+            theirs = torch.stack([functional.pad(row, (0, 0, 0, words - len(row))) for row in rows])
+            embedded = self.network.text_embedding(theirs.to(own))
+            self._text = torch.cat([own, embedded.expand(own.shape[0], -1, -1)], dim=1)
+        return self._text
+
+    def options(self, own: dict[str, Any]) -> dict[str, Any]:
+        """`transformer_options` of a layer, under which every token reads the words that are its own."""
+        ours = self.history.prompts or self.history.counts is not None
+        return {**own, OVERRIDE: partial(self._attend, own.get(OVERRIDE))} if ours else own
+
+    def _attend(
+        self, before: Any, attention: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **settings: Any
+    ) -> Tensor:
+        """An attention override around whatever was there `before`."""
+        call = partial(attention if before is None else partial(before, attention), heads=heads, **settings)
+        if k.shape[1] == q.shape[1]:
+            made: Tensor = call(q, k, v, **self._counted(q, settings.get("mask")))
+            return made
+        if not self.history.prompts:
+            made = call(q, k, v)
+            return made
+        own, words = self.own_tokens, self.own_words
+        prompts = self.history.prompts
+        rows = [slice(None)] if len(prompts) == 1 else [slice(row, row + 1) for row in range(len(prompts))]
+        theirs = []
+        for row, found in zip(rows, prompts, strict=True):
+            token, word, parts = own, words, []
+            for stretch in found:
+                to_token, to_word = token + stretch.tokens, word + len(stretch.prompt)
+                parts.append(call(q[row, token:to_token], k[row, word:to_word], v[row, word:to_word]))
+                token, word = to_token, to_word
+            theirs.append(torch.cat(parts, dim=1))
+        return torch.cat([call(q[:, :own], k[:, :words], v[:, :words]), torch.cat(theirs)], dim=1)
+
+    def _counted(self, q: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """A mask under which a token of history counts as often as it should: proportional attention (ToMe, Bolya et al. 2023)."""
+        if self.history.counts is None:
+            return {}
+        if self._bias is None:
+            bias = q.new_zeros(1, 1, 1, q.shape[1])
+            bias[..., self.own_tokens :] = self.history.counts.log().to(q)
+            self._bias = bias.expand(1, 1, q.shape[1], -1)
+        return {"mask": self._bias if mask is None else mask + self._bias}
 
     def positions(self, own: Tensor) -> Tensor:
         """Rotary table `[1, L + M, 1, D / 2, 2, 2]` for the host's table `own` of the frames being made."""
@@ -127,6 +187,13 @@ class _Layer:
         """The host's `args` of a layer, to its output."""
         join = self._join
         img = join.enter(args["img"]) if self._first else args["img"]
-        longer = {**args, "img": img, "pe": join.positions(args["pe"]), "vec": join.modulation(args["vec"])}
+        longer = {
+            **args,
+            "img": img,
+            "txt": join.text(args["txt"]),
+            "pe": join.positions(args["pe"]),
+            "vec": join.modulation(args["vec"]),
+            "transformer_options": join.options(args["transformer_options"]),
+        }
         out = extra["original_block"](longer) if self._replaced is None else self._replaced(longer, extra)
         return {**out, "img": out["img"][:, : join.own_tokens]} if self._last else out

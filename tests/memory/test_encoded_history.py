@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from dataclasses import replace
+from itertools import accumulate, groupby
 
 import pytest
 import torch
@@ -58,6 +59,48 @@ def test_any_chunking_of_a_film_gives_the_same_tokens_at_the_same_places(sizes: 
     assert whole is not None
     assert torch.equal(cut.positions, whole.positions)
     assert relative_error(cut.tokens, whole.tokens) < SAME_SUM
+
+
+@given(sizes=chunks, rate=rates, window=st.integers(0, 4))
+def test_a_token_reads_the_prompt_of_its_first_frame_and_a_whole_frame_its_own(
+    sizes: list[int], rate: Rate, window: int
+) -> None:
+    made = history(rate, HistoryConfig(window_frames=window))
+    made.spec = replace(made.spec, own_prompts=True)
+    prompts = [torch.full((1 + shot, 4), float(shot)) for shot in range(len(sizes))]
+    shots = [shot for shot, size in enumerate(sizes) for _ in range(size)]
+    for shot, piece in enumerate(film(sum(sizes)).split(sizes, dim=2)):
+        made.append(piece, prompts[shot])
+    made.begin()
+    if made.current is None:
+        return
+    # A token lies in the middle of its frames, behind the film's end at 0.
+    times = made.current.positions[:, 0] + len(shots)
+    encoded = len(times) - len(made.read_frames) * FRAME_TOKENS
+    firsts = torch.cat([times[:encoded] - (rate.frames - 1) / 2, times[encoded:]]).int().tolist()
+    wanted = [(shot, len(list(tokens))) for shot, tokens in groupby(shots[first] for first in firsts)]
+    (found,) = made.current.prompts
+    assert [(int(stretch.prompt[0, 0]), stretch.tokens) for stretch in found] == wanted
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_tokens_count_as_what_they_stand_for_and_whole_frames_once(window: int) -> None:
+    made = history(Rate(2, 2, 2), HistoryConfig(window_frames=window))
+    made.spec = replace(made.spec, proportional=True)
+    made.append(film(8))
+    made.begin()
+    assert made.current is not None
+    assert made.current.counts is not None
+    encoded = 4 * FRAME_TOKENS // 4
+    assert made.current.counts.tolist() == [8.0] * encoded + [1.0] * (window * FRAME_TOKENS)
+
+
+def test_a_film_without_prompts_is_refused_where_tokens_read_their_own() -> None:
+    made = history()
+    made.spec = replace(made.spec, own_prompts=True)
+    made.append(film(4))
+    with pytest.raises(ValueError, match="got none for frame 0"):
+        made.begin()
 
 
 @given(sizes=chunks, rate=rates, window=st.integers(0, 4), longest=st.none() | st.integers(1, 20))

@@ -110,7 +110,7 @@ def test_what_is_read_in_training_lies_where_it_lies_in_a_film(host: object, cod
     network, encoder = host_modules().new_wan(SPEC).requires_grad_(False), new_encoder().requires_grad_(False)
     clips = film_clips(encoder_films(config, 0), codec)
     for later in range(7):
-        shorter = FilmClips(clips.latents[:1, :, later:], clips.mask[:1, later:], clips.text[:1])
+        shorter = FilmClips(clips.latents[:1], clips.mask[:1], clips.text[:1], clips.prompts[:1]).later(later)
         batch = clean_batch(config, shorter, window=2)
         trained = read_history(network, encoder, batch)
         made = EncodedHistory(
@@ -119,15 +119,27 @@ def test_what_is_read_in_training_lies_where_it_lies_in_a_film(host: object, cod
             lambda latents: encoder(latents, network.patch_embedding),
             lambda latents: network.patch_embedding(latents).flatten(2).transpose(1, 2),
         )
-        if batch.history.shape[2]:
-            made.append(batch.history)
+        for frame, prompt in zip(batch.history.unbind(2), shorter.prompts[0], strict=False):
+            made.append(frame[:, :, None], prompt)
         made.begin()
         if trained is None:
             assert made.current is None
             continue
         assert made.current is not None
-        assert torch.equal(trained.tokens, made.current.tokens)
+        assert relative_error(trained.tokens, made.current.tokens) < SAME_SUM
         assert torch.equal(trained.positions - torch.tensor([6.0 - later, 0, 0]), made.current.positions)
+        assert trained.counts is not None
+        assert made.current.counts is not None
+        assert torch.equal(trained.counts, made.current.counts)
+        (ours,), (theirs,) = trained.prompts, made.current.prompts
+        assert [stretch.tokens for stretch in ours] == [stretch.tokens for stretch in theirs]
+        assert all(one.prompt is other.prompt for one, other in zip(ours, theirs, strict=True))
+
+
+def test_whom_stage_two_goes_on_with_was_seen_before() -> None:
+    for step in range(10):
+        for film in encoder_films(replace(STAGES[EncoderStage.FINETUNE], clips=3), step):
+            assert film.shots[-1].name in {shot.name for shot in film.shots[:-1]}
 
 
 @both_stages
@@ -271,9 +283,10 @@ def test_a_new_lora_changes_nothing_and_is_drawn_from_its_seed(host: object, cod
 
 
 @pytest.mark.parametrize("branches", Branches)
-@pytest.mark.parametrize("modulation", ["clean", "target"])
-def test_stage_two_takes_the_encoder_of_stage_one(branches: Branches, modulation: str) -> None:
-    first = replace(SHORT, branches=branches.value, modulation=modulation)
+@pytest.mark.parametrize(("modulation", "own_prompts"), [("clean", True), ("target", False)])
+def test_stage_two_takes_the_encoder_of_stage_one(branches: Branches, modulation: str, own_prompts: bool) -> None:
+    ours = {"own_prompts": own_prompts, "proportional": own_prompts}
+    first = replace(SHORT, branches=branches.value, modulation=modulation, **ours)
     spec = trained_spec(tiny_encoder_spec(first, SPEC.width), first)
     config = finetuning_of(spec, steps=3)
     assert tiny_encoder_spec(config, SPEC.width) == replace(spec, trained={})

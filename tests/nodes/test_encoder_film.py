@@ -18,7 +18,7 @@ from numerics import BF16_COMPUTE_ERROR, FORWARD_ERROR, NOT_ROUNDING, relative_e
 from torch import Tensor
 
 from longreel.memory.chunks import Chunk, Plan, plan_chunks
-from longreel.memory.encoded_history import History, HistoryConfig
+from longreel.memory.encoded_history import History, HistoryConfig, Stretch
 from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import LowBranch, Modulation, Rate
 from longreel.memory.rollout import FinishedChunk
@@ -137,6 +137,34 @@ def test_a_chunk_reads_what_the_encoder_makes_of_all_frames_before_it(
     assert relative_error(film[2].latents, noise - flow) < FORWARD_ERROR
 
 
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+def test_tokens_with_prompts_of_their_own_read_those_of_their_shots(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], cfg: float
+) -> None:
+    """By hand, with guidance as well: both rows of the batch read the film under the prompts that it was made under."""
+    encoder = loaded(HistoryConfig(window_frames=1), own_prompts=True)
+    film = render(model, encoder, plan_chunks((1, 2), 3), sigmas=(1.0, 0.0), cfg=cfg)
+    network = model.model.diffusion_model
+    noise = SeededNoise((7, 7))(Chunk(2, range(6, 9), 1), 0, (1, LATENT_CHANNELS, 3, *SIZE))
+    first, second, negative = prompt(0)[0][0], prompt(1, words=5)[0][0], prompt(99, words=3)[0][0]
+    with torch.no_grad():
+        past = latents(film[:2])
+        whole = network.patch_embedding(past[:, :, -1:]).flatten(2).transpose(1, 2)
+        tokens = torch.cat([encoder.patcher.model(past, network.patch_embedding), whole], dim=1)
+        places = torch.cartesian_prod(torch.tensor([-1.0]), torch.arange(4.0), torch.arange(4.0))
+        positions = torch.cat([token_positions(ENCODER, ENCODER.grid(6, *SIZE), first_frame=-6), places])
+        # Two of the three frames of tokens begin in the first shot.
+        prompts = ((Stretch(8, first[0]), Stretch(4 + 16, second[0])),)
+        history = History(tokens, positions, ENCODER.modulation, prompts=prompts)
+        flow, away = (
+            network(noise, torch.tensor([1000.0]), text, transformer_options=with_history(network, history, {}))
+            for text in (second, negative)
+        )
+    assert relative_error(film[2].latents, noise - (away + cfg * (flow - away))) < FORWARD_ERROR
+    plain = render(model, loaded(HistoryConfig(window_frames=1)), plan_chunks((1, 2), 3), sigmas=(1.0, 0.0), cfg=cfg)
+    assert relative_error(plain[2].latents, film[2].latents) > NOT_ROUNDING
+
+
 def test_what_is_read_is_told(model: ModelPatcher, loaded: Callable[..., LoadedEncoder]) -> None:
     film = render(model, loaded(HistoryConfig(window_frames=2)))
     assert [chunk.read_frames for chunk in film] == [(), (1, 2), (4, 5), (7, 8)]
@@ -194,7 +222,7 @@ def test_a_resumed_film_has_the_bits_of_the_uninterrupted_one(
     rate: str,
     low: LowBranch,
 ) -> None:
-    encoder = loaded(rate=Rate.parse(rate), low=low)
+    encoder = loaded(rate=Rate.parse(rate), low=low, own_prompts=start)
     first = torch.randn(1, LATENT_CHANNELS, 1, *SIZE, generator=torch.Generator().manual_seed(5))
     settings: dict[str, Any] = {"inner": inner, "cfg": cfg, "start": first if start else None}
     if low is LowBranch.VIDEO:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from longreel.nodes.tiny_storyboard_model import TinyStoryboardModel
+from longreel.nodes.host.build import build_tiny_reader
+from longreel.nodes.tiny_storyboard_model import ANY, ENCODER, TinyStoryboardModel
 
 
 def test_the_node_gives_a_causal_model_a_clip_and_a_vae_that_fit_each_other(host: object) -> None:
@@ -29,6 +32,18 @@ def test_the_same_weights_can_be_had_as_an_ordinary_model(host: object) -> None:
 def test_an_ordinary_model_with_gates_is_refused(host: object) -> None:
     with pytest.raises(ValueError, match="trained for DecMem is causal"):
         TinyStoryboardModel.execute("DecMem", causal=False)
+
+
+def test_the_model_trained_for_the_memory_encoder_is_ordinary_and_patched(host: object) -> None:
+    reading, ordinary = (TinyStoryboardModel.execute(*choice).args[0] for choice in ((ENCODER,), (ANY, False)))
+    assert type(reading.model).__name__ == "WAN21"
+    assert len(reading.patches) == 10 * len(reading.model.diffusion_model.blocks)
+    assert not ordinary.patches
+
+
+def test_without_its_lora_the_model_for_the_memory_encoder_is_refused(host: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs lora\.safetensors in memory/weights, got none"):
+        build_tiny_reader({}, tmp_path / "lora.safetensors")
 
 
 def test_every_output_of_the_node_is_explained() -> None:

@@ -10,7 +10,7 @@ import torch
 from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
 from torch import Tensor
 
-from longreel.memory.encoded_history import History
+from longreel.memory.encoded_history import History, Stretch
 from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
 from longreel.nodes.host.build import TinyWanSpec, host_modules
@@ -128,6 +128,84 @@ def test_what_replaces_a_layer_already_is_called_with_the_longer_sequence(scene:
     assert seen == [(TOKENS * (FRAMES + OLDER),) * 2] * 2
     assert torch.equal(watched, scene.run(same(500.0), with_history(scene.network, history, {})))
     assert options["patches_replace"]["dit"] == {("double_block", 0): watch, ("double_block", 2): watch}
+
+
+def words(count: int, seed: int) -> Tensor:
+    return torch.randn(count, 4096, generator=torch.Generator().manual_seed(seed))
+
+
+def test_history_that_reads_the_prompt_of_the_frames_being_made_as_its_own_is_as_before(scene: Scene) -> None:
+    history = scene.history(Modulation.CLEAN)
+    text = scene.text[0]
+    for parts in ((OLDER * TOKENS,), (7, OLDER * TOKENS - 7)):
+        own = history._replace(prompts=(tuple(Stretch(count, text) for count in parts),))
+        made = scene.run(same(500.0), with_history(scene.network, own, {}))
+        assert relative_error(made, scene.run(same(500.0), with_history(scene.network, history, {}))) < FORWARD_ERROR
+
+
+@pytest.mark.parametrize("count", [2, TOKENS * (FRAMES + OLDER) - 5])
+def test_every_film_of_a_batch_reads_prompts_of_its_own(scene: Scene, count: int) -> None:
+    """The second length makes as many words as there are tokens, which must not be taken for self-attention."""
+    history = scene.history(Modulation.CLEAN)
+    films = (
+        (Stretch(TOKENS, words(count, 1)), Stretch(TOKENS, words(3, 2))),
+        (Stretch(30, words(3, 3)), Stretch(2 * TOKENS - 30, words(count, 4))),
+    )
+    alone = [
+        scene.run(same(500.0), with_history(scene.network, history._replace(prompts=(film,)), {})) for film in films
+    ]
+    assert relative_error(alone[0], alone[1]) > NOT_ROUNDING
+    pair = Scene(scene.network, scene.x.expand(2, -1, -1, -1, -1), scene.older, scene.text.expand(2, -1, -1))
+    both = pair.run(same(500.0, batch=2), with_history(scene.network, history._replace(prompts=films), {}))
+    shared = pair.run(same(500.0, batch=2), with_history(scene.network, history._replace(prompts=films[:1]), {}))
+    for row in range(2):
+        assert relative_error(both[row : row + 1], alone[row]) < FORWARD_ERROR
+        assert relative_error(shared[row : row + 1], alone[0]) < FORWARD_ERROR
+
+
+@pytest.mark.parametrize("modulation", Modulation)
+@pytest.mark.parametrize("prompts", [False, True])
+def test_a_token_that_counts_twice_is_read_as_two_of_it_are(
+    scene: Scene, modulation: Modulation, prompts: bool
+) -> None:
+    once = scene.history(modulation)
+    if prompts:
+        once = once._replace(prompts=((Stretch(2 * TOKENS, words(4, 1)),),))
+    tokens, positions = torch.cat([once.tokens, once.tokens], dim=1), torch.cat([once.positions, once.positions])
+    twice = once._replace(tokens=tokens, positions=positions, prompts=once.prompts and (once.prompts[0] * 2,))
+    counted = once._replace(counts=torch.full((2 * TOKENS,), 2.0))
+    made = scene.run(same(500.0), with_history(scene.network, counted, {}))
+    assert relative_error(made, scene.run(same(500.0), with_history(scene.network, twice, {}))) < FORWARD_ERROR
+    assert relative_error(made, scene.run(same(500.0), with_history(scene.network, once, {}))) > NOT_ROUNDING
+
+
+def test_own_prompts_reach_their_tokens_and_no_other(scene: Scene) -> None:
+    """Through one layer the frames being made cannot tell: they read history before it has read its prompts."""
+    network = host_modules().new_wan(TinyWanSpec(width=256, layers=1, ffn=512, seed=3)).requires_grad_(False).eval()
+    single = Scene(network, scene.x, scene.older, scene.text)
+    history = single.history(Modulation.CLEAN)
+    films = [((Stretch(OLDER * TOKENS, words(4, seed)),),) for seed in (1, 2)]
+    made = [single.run(same(500.0), with_history(network, history._replace(prompts=film), {})) for film in films]
+    assert relative_error(made[0], made[1]) < FORWARD_ERROR
+    assert relative_error(made[0], single.run(same(500.0), with_history(network, history, {}))) < FORWARD_ERROR
+
+
+def test_an_attention_override_of_another_pack_is_asked_for_every_share(scene: Scene) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watch(attention: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **settings: Any) -> Tensor:
+        seen.append((q.shape[1], k.shape[1]))
+        made: Tensor = attention(q, k, v, heads, **settings)
+        return made
+
+    prompts = ((Stretch(TOKENS, words(4, 1)), Stretch(TOKENS, words(6, 2))),)
+    history = scene.history(Modulation.CLEAN)._replace(prompts=prompts)
+    options = {"optimized_attention_override": watch}
+    watched = scene.run(same(500.0), with_history(scene.network, history, options))
+    everybody = TOKENS * (FRAMES + OLDER)
+    shares = [(everybody, everybody), (TOKENS * FRAMES, 5), (TOKENS, 4), (TOKENS, 6)]
+    assert sorted(seen) == sorted(shares * SPEC.layers)
+    assert torch.equal(watched, scene.run(same(500.0), with_history(scene.network, history, {})))
 
 
 def test_tokens_of_an_encoder_change_what_is_made(scene: Scene) -> None:

@@ -1,0 +1,102 @@
+"""The tiny model as an ordinary one that remembers through a memory encoder, for the recall bench. Import it after `boot_host`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...memory.encoded_history import HistoryConfig
+from ...memory.encoder_file import read_spec
+from ...memory.encoder_spec import EncoderSpec, Modulation, Rate
+from ...memory.training.export import weights_fingerprint
+from ...memory.training.recall_policies import WHOLE, WINDOW_CHUNKS, encoder_policies
+from ...memory.training.storyworld import FPS, FRAME_STRIDE
+from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_reader, build_tiny_wan
+from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder
+from .train_encoder import ENCODER_FILE, LORA_FILE
+
+FRAMES_PER_SECOND = FPS // FRAME_STRIDE
+_TIMED, _TIMED_FRAMES = 9, 24
+_ALL = 1_000_000  # frames
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedModel:
+    """A row of the bench: an ordinary model beside an encoder, and how much of the film it reads whole."""
+
+    name: str
+    fingerprint: str
+    model: ModelPatcher
+    encoder: LoadedEncoder
+
+    def remembering(self) -> ModelPatcher:
+        """The model with this memory."""
+        return attach_encoder(self.model, self.encoder)
+
+    def described(self) -> dict[str, Any]:
+        """What changes a measured number, as JSON."""
+        config = self.encoder.config
+        return {"encoder": self.fingerprint, "spec": self.encoder.spec.to_json(), "window_frames": config.window_frames}
+
+    def cost(self, size: tuple[int, int]) -> dict[str, float]:
+        """Tokens of a second of history, milliseconds to encode it, and bytes of the encoder."""
+        module, spec = self.encoder.patcher.model, self.encoder.spec
+        latents = torch.randn(1, spec.channels, _TIMED_FRAMES, *size, generator=torch.Generator().manual_seed(0))
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(_TIMED):
+                started = time.perf_counter()
+                tokens: Tensor = module(latents, self.model.model.diffusion_model.patch_embedding)
+                seconds.append(time.perf_counter() - started)
+        film = _TIMED_FRAMES / FRAMES_PER_SECOND
+        weights = sum(p.numel() * p.element_size() for p in module.parameters())
+        return {
+            "tokens_per_second": tokens.shape[1] / film,
+            "milliseconds_per_second": 1000 * sorted(seconds)[_TIMED // 2] / film,
+            "bytes": weights,
+        }
+
+
+def encoded_models(
+    folders: Mapping[str, Path | None], weights: Mapping[str, Tensor], chunk_frames: int
+) -> tuple[EncodedModel, ...]:
+    """The rows of encoders that `longreel train encoder` left in `folders`, by name, and those without training.
+
+    None in place of a folder is the encoder that ships.
+
+    Raises ValueError for a folder without an encoder, or with one of another model.
+    """
+    base = build_tiny_wan(weights=weights)
+    window = WINDOW_CHUNKS * chunk_frames
+    width = int(base.model.diffusion_model.dim)
+    made = []
+    for own_prompts, name in zip((True, False), WHOLE, strict=True):
+        spec = EncoderSpec(width, Rate(2, 2, 2), high=False, modulation=Modulation.CLEAN, own_prompts=own_prompts)
+        # Everything is whole, so the encoder is asked for nothing: no token of it fits into the newest frame.
+        made.append(EncodedModel(name, "none", base, encoder_of(spec, {}, HistoryConfig(_ALL, 1))))
+    for name, folder in folders.items():
+        path, lora = (folder / ENCODER_FILE, folder / LORA_FILE) if folder else (TINY_ENCODER, ENCODER_LORA)
+        if not path.is_file() or not lora.is_file():
+            raise ValueError(
+                f"--encoder needs a folder with {ENCODER_FILE} and {LORA_FILE}, got {folder}. Name one that `longreel train "
+                "encoder finetune` wrote."
+            )
+        if read_spec(path).width != width:
+            raise ValueError(
+                f"{path} is of width {read_spec(path).width}, the model of {width}. Take one trained for it."
+            )
+        adapted, loaded = build_tiny_reader(weights, lora), load_encoder(path, HistoryConfig(0), torch.float32)
+        digest = weights_fingerprint(load_file(lora), loaded.patcher.model.state_dict())
+        for row, frames in zip(encoder_policies(name), (0, window), strict=True):
+            made.append(
+                EncodedModel(row, digest, adapted, LoadedEncoder(loaded.spec, loaded.patcher, HistoryConfig(frames)))
+            )
+    return tuple(made)

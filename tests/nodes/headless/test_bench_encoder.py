@@ -1,0 +1,153 @@
+"""`longreel bench recall --compare encoders`: an ordinary model beside memory encoders, film by film."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from numerics import NOT_ROUNDING, RECALLED, ROLLOUT_ERROR, relative_error
+from training_side import TrainingNoise, training_network
+
+from longreel.memory.chunks import plan_chunks
+from longreel.memory.encoder import MemoryEncoder
+from longreel.memory.encoder_file import save_encoder
+from longreel.memory.training.clips import FilmClips
+from longreel.memory.training.encoder_training import (
+    EncoderStage,
+    EncoderTraining,
+    clean_batch,
+    predict_beside_history,
+    read_history,
+    tiny_encoder_spec,
+)
+from longreel.memory.training.export import save_weights
+from longreel.memory.training.initialise import initialise_encoder
+from longreel.memory.training.lora import add_lora, save_lora
+from longreel.memory.training.recall import recall_film, sampling_levels
+from longreel.memory.training.recall_policies import ENCODERS, REFERENCE, WHOLE, Cell, RecallBench
+from longreel.memory.training.recall_samples import Samples
+from longreel.memory.training.words import embed_text
+from longreel.nodes.headless import recall_command
+from longreel.nodes.headless.bench_encoder import encoded_models
+from longreel.nodes.headless.bench_recall import RecallRun, TinyModel, bench_settings, load_weights
+from longreel.nodes.headless.boot import Host
+from longreel.nodes.headless.cli import main
+from longreel.nodes.headless.train_encoder import ENCODER_FILE, LORA_FILE
+from longreel.nodes.host.build import TinyWanSpec, host_modules
+
+SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=5)
+CHUNKS, SIZE = 5, 3
+TRAINING = EncoderTraining(stage=EncoderStage.FINETUNE.value, widths=(8, 16), lora_rank=4)
+
+
+@pytest.fixture(scope="module")
+def folder(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny model, and beside it in `mine` a random encoder with a LoRA that does something."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_weights(host_modules().new_wan(SPEC).state_dict(), folder, "wan")
+    network, encoder = adapted(folder)
+    save_encoder(folder / "mine" / ENCODER_FILE, encoder.spec, encoder.state_dict())
+    save_lora(folder / "mine" / LORA_FILE, network)
+    return folder
+
+
+def adapted(folder: Path) -> tuple[Any, MemoryEncoder]:
+    """Model with LoRA and encoder, as training has them."""
+    network, encoder = (
+        training_network(SPEC, load_weights(folder, "wan")),
+        MemoryEncoder(tiny_encoder_spec(TRAINING, SPEC.width)),
+    )
+    generator = torch.Generator().manual_seed(1)
+    initialise_encoder(encoder, generator)
+    assert encoder.high is not None
+    with torch.no_grad():
+        encoder.high.project.weight.normal_(generator=generator)
+        for parameter in add_lora(peft, network, TRAINING.lora_rank, seed=1):
+            parameter.normal_(std=0.05, generator=generator)
+    return network, encoder
+
+
+@torch.no_grad()
+def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path) -> None:
+    """For a film whose shots have prompts of their own: tokens alone, beside the window, and everything whole."""
+    model = TinyModel(folder)
+    film = recall_film(3, CHUNKS, SIZE, 4, 4)
+    latents = model.encode(film).clone()
+    prompts = [shot.prompt for shot in film.shots]
+    vectors = [words for prompt in prompts for words in [embed_text(prompt)[0]] * SIZE]
+    clips = FilmClips(latents, torch.zeros(1, CHUNKS * SIZE, 12, 16), vectors[-1][None], [vectors])
+    noise, plan = TrainingNoise(11), plan_chunks([1] * CHUNKS, SIZE)
+    rows = {row.name: row for row in encoded_models({"mine": folder / "mine"}, load_weights(folder, "wan"), SIZE)}
+    made = {}
+    network, encoder = adapted(folder)
+    for name, window in (("mine", 0), ("mine + window", 9)):
+        drawn = model.draw(rows[name].remembering(), plan, prompts, latents[:, :, :-SIZE], noise)
+        history = read_history(network, encoder, clean_batch(TRAINING, clips, window))
+        x = noise(None, 0, (1, 16, SIZE, 12, 16))
+        with host_modules().training():
+            for level, lower in pairwise(sampling_levels()):
+                flow = predict_beside_history(host_modules(), network, history, x, torch.full((1,), level), clips.text)
+                x = x + (lower - level) * flow
+        assert relative_error(drawn.probes[0], x) < ROLLOUT_ERROR
+        made[name] = x
+    assert relative_error(made["mine"], made["mine + window"]) > NOT_ROUNDING
+    whole = [model.draw(rows[name].remembering(), plan, prompts, latents[:, :, :-SIZE], noise) for name in WHOLE]
+    assert relative_error(whole[0].probes[0], whole[1].probes[0]) > NOT_ROUNDING
+    assert all(drawn.chunks[-1].frames_worth == (CHUNKS - 1) * SIZE for drawn in whole)
+
+
+def test_encoders_are_rows_beside_the_causal_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smallest = RecallBench(films=2, cells=(Cell(CHUNKS, 4),), drift_films=0, characters=4)
+    monkeypatch.setattr(recall_command, "QUICK", smallest)
+    command = ["bench", "recall", "--quick", "--characters", "4", "--chunk-frames", "3", "--weights", str(folder)]
+    command += ["--compare", ENCODERS, "--encoder", str(folder / "mine"), "--json", str(tmp_path / "found.json")]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    read = {row["policy"]: row["keys_read_fraction"] for row in found["rows"]}
+    # 12 frames of history are 6 frames of tokens, each a quarter of the model's own; the window has 9.
+    assert read == {REFERENCE: 1, "window": 0.5, WHOLE[0]: 1, WHOLE[1]: 1, "mine": 1.5 / 12, "mine + window": 10.5 / 12}
+    cost = found["encoders"]["mine"]
+    assert cost["tokens_per_second"] == 4 / 2 * 12
+    assert cost["bytes"] > 0
+    assert cost["milliseconds_per_second"] > 0
+    said = capsys.readouterr().out
+    assert "| mine | 24 |" in said
+    assert main([*command, "--encoder", str(tmp_path)]) != 0
+    assert "needs a folder with encoder.safetensors" in capsys.readouterr().err
+
+
+def test_the_encoder_that_ships_brings_back_who_was_seen_once(host: Host) -> None:
+    """Films of 27 frames whose returning character was in the first three; another film's history is the control."""
+    model = TinyModel()
+    model.encoded = encoded_models({"tiny": None}, load_weights(None, "wan"), SIZE)
+    bench = RecallBench(
+        films=4, chunk_frames=SIZE, drift_films=0, compare=ENCODERS, encoders=("tiny",), policies=("tiny",)
+    )
+    run = RecallRun(bench, model, Samples(None, bench_settings(bench, model), "commit"))
+    run.policies.clear()
+    for film in range(bench.films):
+        run._measure_cell(Cell(9, 8), film)
+    found = list(run.samples.samples.values())
+    assert [sample.policy for sample in found] == ["tiny"] * 4
+    identity, control = (
+        sum(getattr(sample, name) for sample in found) / 4 for name in ("identity_cosine", "control_cosine")
+    )
+    assert identity > control + RECALLED
+    assert all(sample.keys_read_fraction == 1 / 8 for sample in found)
+
+
+def test_encoders_are_named_once_and_in_their_own_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["--encoder", str(folder / "mine")]
+    for more in (again, [*again, *again, "--compare", ENCODERS]):
+        assert main(["bench", "recall", "--quick", "--weights", str(folder), *more]) != 0
+        assert "--encoder needs --compare encoders and folders of different names" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="has no policy 'hers'"):
+        replace(RecallBench(), compare=ENCODERS, encoders=("mine",), policies=("hers",))
