@@ -85,12 +85,11 @@ class Bank:
         listed = min(self.config.pages_read(self.store.frame.count), self.capacity)
         self.log = SelectionLog(self._spec, self.store.streams, first_slot, self.capacity, groups, listed)
 
-    def selection_bytes(self, model_calls: int) -> int:
+    def selection_bytes(self, model_calls: int, film_frames: int) -> int:
         """Bytes at most of the lists of a chunk for which the model is called so often, the commit included; 0 where none are kept."""
         if self.log is None:
             return 0
-        frames, shortlists = self.store.capacity_frames, self._new_shortlists + 1
-        return self.log.chunk_bytes(model_calls, shortlists, frames, self.store.frame.count)
+        return self.log.chunk_bytes(model_calls, self._new_shortlists + 1, film_frames, self.store.frame.count)
 
     def allocate(self) -> None:
         """Take the memory."""

@@ -7,7 +7,7 @@
      "chunks": [{"index": 0, "shot": 0, "frames": [0, 3],
         "reads": [[frame, kind, amount, score, why], ...], "reads_rest": 0.0,
         "selected": [[layer_group, head_group, frame, amount], ...], "selected_rest": 0.0,
-        "by_step": [[frame, amount, amount, ...], ...], "by_step_rest": [0.0, ...], "steps": [[lists, pages, different], ...],
+        "by_step": [[frame, amount, amount, ...], ...], "by_step_rest": [0.0, ...], "lists_by_step": [[lists, pages, different], ...],
         "mass": [[0.0, ...], ...], "mass_by_step": [0.0, ...],
         "excluded": {"vetoed": [frame, ...], "cut": [...]}, "recached": [frame, ...], "blend": 0.5, "remembered": 12, "selection_bytes": 0,
         "milliseconds": {...}, "bytes": {...}, "hits": {...}, "drift": {...}}],
@@ -17,8 +17,8 @@ Frames are latent frames [first, end). `kind` is one of WINDOW, SINK, BANK (whol
 (chosen page by page); `amount` the share of the frame's keys that the chunk read, 1 for whole frames that every
 layer read. `by_step` tells it for each step group, of the frames that were read most page by page. `mass` is the share of
 the attention that went to these pages, by layer group and head group, and `mass_by_step` by step group. `recached` frames were encoded anew
-before the chunk; `blend` is the weight of its own shot's prompt, null where it has no other. `steps`, `milliseconds`, `bytes`, `hits` and
-`drift` are those of the trace (`trace_lines.py`); what a trace of an older version does not know is empty.
+before the chunk; `blend` is the weight of its own shot's prompt, null where it has no other. `lists_by_step` (`steps` there),
+`milliseconds`, `bytes`, `hits` and `drift` are those of the trace (`trace_lines.py`); what a trace of an older version does not know is empty.
 Prompts and names are data and may hold markup. Nothing here knows torch.
 """
 
@@ -80,6 +80,7 @@ def inspect_chunk(header: Mapping[str, Any], event: Mapping[str, Any]) -> dict[s
         for row in (event.get("selected", []) if groups else [])
         for cell, amount in zip(row[1::2], row[2::2], strict=True)
     ]
+    stepped = event if "step_groups" in header else {}  # a film that an older version began has no steps to name
     excluded = {
         why: [frame for first, last in stretches for frame in range(first, last + 1)]
         for why, stretches in event.get("excluded", {}).items()
@@ -92,11 +93,11 @@ def inspect_chunk(header: Mapping[str, Any], event: Mapping[str, Any]) -> dict[s
         "reads_rest": event.get("bank_rest", 0) / UNIT,
         "selected": selected,
         "selected_rest": event.get("selected_rest", 0) / UNIT,
-        "by_step": [[row[0], *(amount / UNIT for amount in row[1:])] for row in event.get("bank_steps", [])],
-        "by_step_rest": [amount / UNIT for amount in event.get("bank_steps_rest", [])],
-        "steps": list(event.get("steps", [])),
+        "by_step": [[row[0], *(amount / UNIT for amount in row[1:])] for row in stepped.get("bank_steps", [])],
+        "by_step_rest": [amount / UNIT for amount in stepped.get("bank_steps_rest", [])],
+        "lists_by_step": list(stepped.get("steps", [])),
         "mass": [[share / UNIT for share in of_heads] for of_heads in event.get("mass", [])],
-        "mass_by_step": [share / UNIT for share in event.get("mass_steps", [])],
+        "mass_by_step": [share / UNIT for share in stepped.get("mass_steps", [])],
         "excluded": excluded,
         "recached": list(event.get("recached_frames", [])),
         "blend": event.get("blend"),

@@ -67,7 +67,7 @@ class KVMemory:
         """
         config.check_chunk(chunk_frames)
         self.spec, self.config, self.streams, self.chunk_frames, self.words = spec, config, streams, chunk_frames, words
-        self.pinned = pinned
+        self.pinned, self.film_frames = pinned, film_frames
         self.read_capacity = config.history_frames(chunk_frames, film_frames, len(pinned))
         self.frame = config.cut(spec.rows, spec.columns)
         kept = config.kept_frames(chunk_frames, film_frames, len(pinned))
@@ -100,9 +100,7 @@ class KVMemory:
         self._places: dict[int, list[Placement | None]] = {}
         self._versions: dict[int, int] = {}
         self._commits = self._next_frame = 0
-        self._moved = self._stayed = (
-            0  # frames that were brought into the working set, or stayed there, one for each layer
-        )
+        self._moved = self._stayed = 0  # frames brought into the working set, or still there, one for each layer
         self._written: set[tuple[int, int]] = set()
         self._working: tuple[Tensor, Tensor] | None = None
         self._lengths = self._order = torch.empty(0)
@@ -173,7 +171,7 @@ class KVMemory:
 
     def selection_bytes(self, model_calls: int) -> int:
         """Bytes on disk at most of the lists of a chunk for which the model is called so often, the commit included."""
-        return 0 if self.bank is None else self.bank.selection_bytes(model_calls)
+        return 0 if self.bank is None else self.bank.selection_bytes(model_calls, self.film_frames)
 
     def allocate(self, folder: Path | None = None) -> None:
         """Take all memory of the run at once; what lies beside the card is kept in `folder` where one is given."""

@@ -226,6 +226,15 @@ def _segment_path(folder: Path, index: int) -> Path:
     return folder / _SEGMENTS / f"{index:05d}.mp4"
 
 
+def finished_chunks(folder: Path, settings: Mapping[str, object]) -> int:
+    """Chunks that a film of these settings has finished in this folder, as its manifest says; 0 where there is no such film."""
+    try:
+        earlier = Manifest.read(folder / _MANIFEST)
+    except (OSError, ValueError):
+        return 0
+    return len(earlier.chunks) if earlier.settings_hash == Manifest.begin(settings).settings_hash else 0
+
+
 def selection_path(folder: Path, index: int) -> Path:
     """The lists of a chunk of the film in a folder."""
     return folder / _SELECTIONS / f"{index:05d}.safetensors"
@@ -324,8 +333,9 @@ def _cut(path: Path, size: int) -> None:
 
 def _drop_selections(folder: Path, first: int) -> None:
     """Remove the lists of the chunks from `first` on: those chunks are not finished."""
+    remove_parts(folder / _SELECTIONS)
     kept = {selection_path(folder, index).name for index in range(first)}
-    for path in (folder / _SELECTIONS).glob("*"):
+    for path in (folder / _SELECTIONS).glob("[0-9]*.safetensors"):
         if path.name not in kept:
             path.unlink()
 

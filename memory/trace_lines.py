@@ -15,7 +15,7 @@ each step group; both are missing where the kernel does not know it.
 `excluded` are stretches [first, last] of frames that were not read, by the reason: `vetoed`, or closed by a `cut`.
 `milliseconds` by part do not overlap (`Stopwatch`); `bytes`: `card` is taken there for the whole film, `ram` or `file` is
 what the remembered frames fill, `moved` came from where memory lies to where it is read. `hits` are bytes of the keys and values that
-were read, by where they lay as the chunk began: `card` in its place from the chunk before, or in the store on the card; `ram` or
+were there to be read, by where they lay as the chunk began: `card` in its place from the chunk before, or in the store on the card; `ram` or
 `file`. `drift` is that of `LatentDrift`; `remembered` counts frames behind the chunk; `blend` is the weight of the shot's own prompt;
 `selection_bytes` is the size of the file with all lists (`selections.py`), where they are kept.
 """
@@ -42,6 +42,8 @@ from .trace_groups import head_groups, layer_groups
 MOST_FRAMES = 512
 MOST_SELECTED = 1_536
 MOST_STEPPED = 128
+WHOLE_CHUNKS = 750
+"""Chunks of a film that may tell so much each; longer films tell less of each, so that ten minutes stay below 20 MB at 24 fps, too."""
 DIGITS = 5
 
 
@@ -94,8 +96,10 @@ def film_facts(session: RunSession | HistorySession) -> dict[str, Any]:
     }
 
 
-def chunk_line(done: FinishedChunk, session: RunSession | HistorySession, drift: Mapping[str, float]) -> dict[str, Any]:
-    """What the trace tells of a chunk."""
+def chunk_line(
+    done: FinishedChunk, session: RunSession | HistorySession, drift: Mapping[str, float], film_chunks: int
+) -> dict[str, Any]:
+    """What the trace tells of a chunk in a film of so many."""
     line: dict[str, Any] = {
         "chunk": done.chunk.index,
         "shot": done.chunk.shot,
@@ -121,17 +125,19 @@ def chunk_line(done: FinishedChunk, session: RunSession | HistorySession, drift:
     if excluded := {why: stretches(frames) for why, frames in done.excluded.items() if frames}:
         line["excluded"] = excluded
     if done.bank_reads is not None:
-        line.update(told_reads(done.bank_reads))
+        line.update(told_reads(done.bank_reads, film_chunks))
     return line
 
 
-def told_reads(reads: BankReads) -> dict[str, Any]:
-    """The largest amounts of a chunk, and what was left out."""
+def told_reads(reads: BankReads, film_chunks: int = WHOLE_CHUNKS) -> dict[str, Any]:
+    """The largest amounts of a chunk in a film of so many, and what was left out."""
+    room = min(1.0, WHOLE_CHUNKS / film_chunks)
+    most_frames, most_selected, most_stepped = (int(most * room) for most in (MOST_FRAMES, MOST_SELECTED, MOST_STEPPED))
     amounts = (reads.whole, reads.amounts, reads.steps)
     whole, cells, steps = (np.rint(told * UNIT).astype(np.int32) for told in amounts)
     count = len(reads.frames)
-    stepped = largest(whole, MOST_STEPPED)
-    kept, chosen = largest(whole, MOST_FRAMES), largest(cells.ravel(), MOST_SELECTED)
+    stepped = largest(whole, most_stepped)
+    kept, chosen = largest(whole, most_frames), largest(cells.ravel(), most_selected)
     rows: dict[int, list[int]] = {}
     for at, amount in zip(chosen.tolist(), cells.ravel()[chosen].tolist(), strict=True):
         rows.setdefault(at % count, [reads.frames[at % count]]).extend((at // count, amount))

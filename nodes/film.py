@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..memory.chunks import Plan
 from ..memory.encoder_spec import LowBranch
+from ..memory.picture.words import byte_size
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
 from .film_check import check_film, check_selections
@@ -108,12 +109,13 @@ class Film:
         finished chunks stay.
         """
         self.check()
-        kept = check_selections(self, root / self.project)
+        settings = self._settings()
+        kept = check_selections(self, root / self.project, settings)
         pictures_of = None if self.vae is None else model_fingerprint(self.vae.patcher)
-        with Project.open(root, self.project, self._settings(), pictures_of) as project:
+        with Project.open(root, self.project, settings, pictures_of) as project:
             project.save_storyboard(self.storyboard.to_json(self.plan))
             recorder = Recorder(self, project, tell, show)
-            bill = f"Its selections take up to {kept / 2**20:.0f} MiB on disk." if kept else ""
+            bill = f"Its selections take up to {byte_size(kept)} on disk." if kept else ""
             tell(" ".join(part for part in (project.report, bill) if part))
             try:
                 if project.finished < len(self.plan.chunks):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import comfy.k_diffusion.sampling
 import comfy.model_management
 
-from ..memory.project import check_project_name, selection_path
+from ..memory.project import check_project_name, finished_chunks
 from .host.attach import adapter_for, memory_config, plan_memory, plan_moments
 from .host.conditioning import check_conditioning
 from .host.encoder_model import check_encoder
@@ -122,14 +123,17 @@ def _check_pages(film: Film) -> None:
     check_page_room(memory.host_bytes)
 
 
-def check_selections(film: Film, folder: Path) -> int:
-    """Bytes on disk that the lists of the film in this folder still take at most; ValueError where they do not fit."""
+def check_selections(film: Film, folder: Path, settings: Mapping[str, Any]) -> int:
+    """Bytes on disk that the lists of the chunks which are still to be made take at most; ValueError where they do not fit.
+
+    `settings` tell whether the chunks in this folder are those of this film.
+    """
     if not film.keep_selections or film.encoder is not None:
         return 0
-    sampler, chunks = film.film_sampler(None, None), film.plan.chunks
+    unmade = len(film.plan.chunks) - finished_chunks(folder, settings)
+    sampler = film.film_sampler(None, None)
     memory = plan_memory(film.guider(), sampler)
-    paths = [selection_path(folder, chunk.index) for chunk in chunks]
-    there = sum(path.stat().st_size for path in paths if path.exists())
-    needed = max(0, len(chunks) * memory.selection_bytes(sampler.model_calls(len(film.sigmas) - 1)) - there)
-    check_disk(folder, needed, memory.host_bytes)
+    needed = unmade * memory.selection_bytes(sampler.model_calls(len(film.sigmas) - 1))
+    if needed:
+        check_disk(folder, needed, memory.host_bytes)
     return needed

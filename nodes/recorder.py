@@ -124,11 +124,12 @@ class Recorder:
         reach = 0 if line is None else longest_reach(inspect_chunk(self._header, line))
         start, fps = done.chunk.frames.start, self._film.storyboard.fps
         seconds = film_seconds(start, fps) - film_seconds(start - reach, fps)
+        looks_back = f", looks back {seconds:.1f} s" if reach else ""
         lines = [
             self._project.report,
             f"shot {done.chunk.shot + 1} of {len(plan.shots())}, chunk {done.chunk.index + 1} of {len(plan.chunks)}",
             f"{_read(done)}, {_size(guider)} of memory",
-            f"{done.remembered} frames remembered, looks back {seconds:.1f} s" if reach else "",
+            f"{done.remembered} frames remembered{looks_back}",
         ]
         return "\n".join(line for line in lines if line)
 
@@ -150,7 +151,7 @@ class Recorder:
             self._trace.begin(self._header)
         first = film.plan.shots()[done.chunk.shot][0]
         begins = done.chunk.shot > 0 and done.chunk.index == first.index
-        line = chunk_line(done, session, drift)
+        line = chunk_line(done, session, drift, len(self._film.plan.chunks))
         if begins:
             line["transition"] = str(film.storyboard.transitions[done.chunk.shot])
         if done.selections is not None:

@@ -81,8 +81,11 @@ class FilmSampler(comfy.samplers.Sampler):
     keep_selections: bool = False
 
     def model_calls(self, steps: int) -> int:
-        """How often the model is called for a chunk of so many steps, the commit included: a SAMPLER may do it twice a step."""
-        return steps * (1 if self.inner is None else 2) + 1
+        """How often the model is called for a chunk of so many steps, the commit included: a SAMPLER may do it three times a step.
+
+        So do the host's slowest samplers of fixed steps (heunpp2, seeds_3); its adaptive ones may do it more often.
+        """
+        return steps * (1 if self.inner is None else 3) + 1
 
     def sample(
         self,

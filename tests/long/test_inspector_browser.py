@@ -261,7 +261,10 @@ def test_where_no_field_holds_the_storyboard_the_picture_says_what_to_write(said
         field, sent = shown["text"]
         assert field is None
         assert "pin:" not in sent
-        assert shown["said"] == "No storyboard can be written from here. Write 'pin: 1.6s' on a line of yours."
+        assert (
+            shown["said"]
+            == "No storyboard can be written from here. Write 'pin: 1.6s' on a line of its own in your storyboard."
+        )
 
 
 def test_an_inspector_takes_the_messages_of_its_sampler_in_and_out_of_subgraphs(said: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def test_numbers_of_an_inspection_are_those_of_the_trace() -> None:
     assert inspection["step_groups"] == [[0, 1], [2, 3]]
     second, last = inspection["chunks"][2], inspection["chunks"][4]
     assert (second["by_step"], second["by_step_rest"]) == ([[1, 0.3, 0.2]], [0.001, 0.0])
-    assert (second["steps"], second["hits"]) == ([[6, 2.0, 3.5], [6, 2.0, 2.5]], {"card": 5, "ram": 7})
+    assert (second["lists_by_step"], second["hits"]) == ([[6, 2.0, 3.5], [6, 2.0, 2.5]], {"card": 5, "ram": 7})
     assert (last["recached"], last["blend"], second["recached"], second["blend"]) == ([4, 5], 0.5, [], None)
     assert inspection["thumbnails"] == [{"chunk": 1, "src": "/view?filename=1"}]
     assert inspection["shots"][1] == {"prompt": MARKUP, "frames": [6, 10], "transition": "cut"}

@@ -198,6 +198,22 @@ def test_what_is_not_in_the_manifest_is_not_believed(tmp_path: Path) -> None:
     assert not list((tmp_path / "walk").rglob(".*"))
 
 
+def test_files_of_others_beside_the_selections_stay(tmp_path: Path) -> None:
+    with Project.open(tmp_path, "walk", SETTINGS) as project:
+        save(project, 0)
+        for name in ("00000.safetensors", "00001.safetensors", "notes.txt"):
+            project.selection_path(0).parent.mkdir(exist_ok=True)
+            project.selection_path(0).with_name(name).write_bytes(b"lists")
+        (project.selection_path(0).parent / "plots").mkdir()
+    with Project.open(tmp_path, "walk", SETTINGS):
+        pass
+    assert sorted(path.name for path in (tmp_path / "walk" / "selections").iterdir()) == [
+        "00000.safetensors",
+        "notes.txt",
+        "plots",
+    ]
+
+
 def test_a_manifest_that_cannot_be_read_is_set_aside_with_its_film(tmp_path: Path) -> None:
     with Project.open(tmp_path, "walk", SETTINGS) as project:
         save(project, 0)

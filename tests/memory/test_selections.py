@@ -85,6 +85,15 @@ def test_a_chunk_of_wan_takes_five_megabytes_and_one_step_of_it_waits_on_the_car
     assert plain.selection_bytes(5) == 0
 
 
+def test_the_bill_counts_frames_by_the_length_of_the_film_not_by_how_far_it_looks_back() -> None:
+    """A frame of 2,400 takes two bytes in a file, also where only the newest 60 are remembered."""
+    bills = [
+        KVMemory(WAN, MemoryConfig(9, 3, bank=BankConfig(look_back=back)), 1, 3, 2400, keep_selections=True)
+        for back in (60, None)
+    ]
+    assert bills[0].selection_bytes(5) == bills[1].selection_bytes(5)
+
+
 @pytest.mark.parametrize("words", [0, 11])
 def test_the_announced_bytes_are_taken_and_dropped_with_the_memory(words: int) -> None:
     config = MemoryConfig(6, 2, bank=BankConfig(shortlist=20))

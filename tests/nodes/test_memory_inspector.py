@@ -261,6 +261,9 @@ def test_a_resumed_film_keeps_the_lines_of_its_trace_and_shows_them_again(
     oldest = min(frame for frame, _ in read_trace(whole.trace)[1][-1]["bank"])  # not frame 0, which is the sink
     assert oldest > 0
     assert any(f"15 frames remembered, looks back {4 * (12 - oldest) / 16:.1f} s" in text for text in said)
+    remembered = [text.rpartition("\n")[2] for text in said[1:]]
+    assert remembered[0] == "3 frames remembered"  # also where nothing, or the sink alone, is read
+    assert all("frames remembered" in text for text in remembered)
 
 
 def test_what_the_pictures_of_the_last_finished_chunk_cost_is_still_told_after_a_stop(

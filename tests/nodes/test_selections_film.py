@@ -22,9 +22,11 @@ from longreel.memory.bank import Bank
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.config import BankConfig, MemoryConfig
 from longreel.memory.inspection import inspect_film
+from longreel.memory.picture.words import byte_size
 from longreel.memory.selections import COMMIT, Selections, read_selections, save_selections
 from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film, FilmResult
+from longreel.nodes.film_check import check_selections
 from longreel.nodes.headless.cli import main
 from longreel.nodes.headless.kernels_command import film_lists, read_bench
 from longreel.nodes.host import page_tier
@@ -48,6 +50,11 @@ def film(model: ModelPatcher, **settings: Any) -> Film:
     """A film of 5 chunks that keeps its selections; under guidance, so with two streams."""
     given = {"sigmas": THREE_STEPS, "cfg": 5.0, "width": 128, "height": 96, "keep_selections": True, **settings}
     return film_on_disk(model, planned(BOARD), **given)
+
+
+def bill_of_a_chunk(film: Film) -> int:
+    sampler = film.film_sampler(None, None)
+    return plan_memory(film.guider(), sampler).selection_bytes(sampler.model_calls(len(film.sigmas) - 1))
 
 
 def kept(made: FilmResult) -> list[Selections]:
@@ -148,7 +155,7 @@ def test_keeping_selections_changes_no_bit_and_is_off_unless_it_is_asked_for(
     assert not (plain.folder / "selections").exists()
     said: list[str] = []
     film(model).make(tmp_path, said.append)
-    assert said[0].startswith(f"The film goes on after {CHUNKS} finished chunks. Its selections take up to ")
+    assert said[0] == f"The film goes on after {CHUNKS} finished chunks."  # which keep none, so nothing is billed
 
 
 def test_a_film_that_was_stopped_keeps_the_files_of_its_finished_chunks(
@@ -172,7 +179,11 @@ def test_a_film_that_was_stopped_keeps_the_files_of_its_finished_chunks(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(before) == ["00001.safetensors", "00002.safetensors"]
     (folder / "00003.safetensors").write_bytes(b"of a chunk that was not finished")
-    made = film(model).make(tmp_path)
+    (folder / ".00003.safetensors.part").write_bytes(b"of a write that never finished")
+    said: list[str] = []
+    made = film(model).make(tmp_path, said.append)
+    bill = bill_of_a_chunk(film(model))
+    assert said[0].endswith(f" Its selections take up to {byte_size((CHUNKS - 3) * bill)} on disk.")
     whole = {path.name: path.read_bytes() for path in (seen_and_made[1].folder / "selections").iterdir()}
     assert {path.name: path.read_bytes() for path in (made.folder / "selections").iterdir()} == whole
     assert before.items() <= whole.items()
@@ -183,7 +194,9 @@ def test_another_film_takes_its_selections_along_and_a_new_one_begins_without(
 ) -> None:
     first = film(model, seed=1, sigmas=torch.tensor([1.0, 0.0])).make(tmp_path)
     names = [path.name for path in sorted((first.folder / "selections").iterdir())]
-    second = film(model, seed=2, sigmas=torch.tensor([1.0, 0.0]), keep_selections=False).make(tmp_path)
+    other = film(model, seed=2, sigmas=torch.tensor([1.0, 0.0]))
+    assert check_selections(other, first.folder, other._settings()) == CHUNKS * bill_of_a_chunk(other)
+    second = replace(other, keep_selections=False).make(tmp_path)
     assert [path.name for path in sorted((tmp_path / "film.1" / "selections").iterdir())] == names
     assert not (second.folder / "selections").exists()
 
@@ -204,11 +217,8 @@ def test_the_bill_covers_the_files_of_a_sampler_that_calls_the_model_twice_a_ste
 ) -> None:
     heun = film(model, sampler=comfy.samplers.sampler_object("heun"))
     made = heun.make(tmp_path)
-    sampler = heun.film_sampler(None, None)
-    memory = plan_memory(heun.guider(), sampler)
-    bill = memory.selection_bytes(sampler.model_calls(len(THREE_STEPS) - 1))
     sizes = [path.stat().st_size for path in (made.folder / "selections").iterdir()]
-    assert 0 < max(sizes) <= bill
+    assert 0 < max(sizes) <= bill_of_a_chunk(heun)
 
 
 def test_words_that_are_joined_with_the_picture_have_groups_behind_it(host: object, tmp_path: Path) -> None:

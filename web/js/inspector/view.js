@@ -343,7 +343,7 @@ export class InspectorView {
     const before = this.storyboard.read();
     const what = kind ? `${kind}: ${moment}` : `${moment} without a mark`;
     if (before === null) {
-      const line = kind ? `Write '${what}' on a line of yours.` : `Take ${moment} out of your 'pin:' and 'veto:' lines.`;
+      const line = kind ? `Write '${what}' on a line of its own in your storyboard.` : `Take ${moment} out of your 'pin:' and 'veto:' lines.`;
       this.say(`No storyboard can be written from here. ${line}`);
       return;
     }
