@@ -267,7 +267,7 @@ def test_transitions_are_compared_by_when_the_new_prompt_shows(host: Host, folde
         (["--json", "."], "is a folder"),
         (["--cell", "48-40"], "--cell needs CHUNKS:DISTANCE, as in 48:40, got 48-40"),
         (["--cell", "12:12"], "after 1 to 11 chunks, got 12"),
-        (["--compare", "all"], "compares memories, budgets, ablations, banks or transitions, got all"),
+        (["--compare", "all"], "compares memories, budgets, ablations, banks, encoders or transitions, got all"),
         (["--compare", "banks", "--policy", "window"], "has no policy 'window'. Choose among: full, absolute; "),
     ],
 )
