@@ -202,7 +202,10 @@ def test_the_full_bench_goes_to_four_times_the_training_length_and_40_chunks_bac
         ({"seed": -1}, "a seed from 0 to 99, got -1"),
         ({"steps": 0}, "at least 1 step, got 0"),
         ({"drift_films": -1}, "0 or more films for the drift, got -1"),
-        ({"compare": "everything"}, "compares memories, budgets, ablations, banks, encoders or transitions, got everything"),
+        (
+            {"compare": "everything"},
+            "compares memories, budgets, ablations, banks, encoders or transitions, got everything",
+        ),
     ],
 )
 def test_a_bench_that_makes_no_sense_is_refused(wrong: dict[str, Any], said: str) -> None:
