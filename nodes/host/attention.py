@@ -11,6 +11,16 @@ from torch import Tensor
 from ...memory.session import Phase, Rope, RunSession
 
 
+def check_slot(model: ModelPatcher, key: str, ours: type) -> None:
+    """Raises ValueError where another pack's object patch, one that is not `ours`, holds the method `key` or what it belongs to."""
+    for place, held in model.object_patches.items():
+        if f"{key}.".startswith(f"{place}.") and not isinstance(held, ours):
+            raise ValueError(
+                f"Memory needs the attention slot {key}, but another node already holds {place} "
+                f"({held!r:.80}). Remove that node from the model's wire, or render without Sparse KV Memory."
+            )
+
+
 def streams_of(session: RunSession, options: dict[str, Any], batch: int) -> tuple[int, ...]:
     """The history of each row of the batch.
 

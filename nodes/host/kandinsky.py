@@ -23,7 +23,7 @@ from ...memory.config import KVSpec
 from ...memory.positions import PositionPolicy
 from ...memory.session import LayerCall, Phase, RunSession
 from .adapter import PromptNeeds
-from .attention import chunk_rope, compute_dtype, streams_of
+from .attention import check_slot, chunk_rope, compute_dtype, streams_of
 from .keys import PACK, SESSION
 
 CLIP_WIDTH = 768
@@ -146,11 +146,6 @@ class KandinskyAdapter:
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, PACK, _as_long_as_the_chunk)
         for layer, block in enumerate(model.get_model_object("diffusion_model").visual_transformer_blocks):
             key = f"diffusion_model.visual_transformer_blocks.{layer}.self_attention.forward"
-            for place, held in model.object_patches.items():
-                if f"{key}.".startswith(f"{place}.") and not isinstance(held, KandinskyAttention):
-                    raise ValueError(
-                        f"Memory needs the attention slot {key}, but another node already holds {place} "
-                        f"({held!r:.80}). Remove that node from the model's wire, or render without Sparse KV Memory."
-                    )
+            check_slot(model, key, KandinskyAttention)
             module = block.self_attention
             model.add_object_patch(key, KandinskyAttention(layer, module, type(module).forward.__get__(module)))

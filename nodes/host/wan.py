@@ -23,7 +23,7 @@ from ...memory.config import KVSpec
 from ...memory.positions import PositionPolicy
 from ...memory.session import LayerCall, Phase, RunSession
 from .adapter import PromptNeeds
-from .attention import chunk_rope, compute_dtype, streams_of
+from .attention import check_slot, chunk_rope, compute_dtype, streams_of
 from .keys import SESSION
 
 SUPPORTED_MODELS = (comfy.model_base.WAN21, comfy.model_base.WAN21_CausalAR, comfy.model_base.WAN22)
@@ -188,12 +188,7 @@ class WanAdapter:
         network = model.get_model_object("diffusion_model")
         for layer in range(len(network.blocks)):
             key = f"diffusion_model.blocks.{layer}.self_attn.forward"
-            for place, held in model.object_patches.items():
-                if f"{key}.".startswith(f"{place}.") and not isinstance(held, WanAttention):
-                    raise ValueError(
-                        f"Memory needs the attention slot {key}, but another node already holds {place} "
-                        f"({held!r:.80}). Remove that node from the model's wire, or render without Sparse KV Memory."
-                    )
+            check_slot(model, key, WanAttention)
             module = network.blocks[layer].self_attn
             original = type(module).forward.__get__(module)
             model.add_object_patch(key, WanAttention(layer, module, original))
