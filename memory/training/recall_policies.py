@@ -26,7 +26,7 @@ FEWEST_CHARACTERS = 4
 FEWEST_FILMS = 2
 FRAME = cut_frame(HEIGHT // 16, WIDTH // 16, PageShape.SQUARE)
 MIN_GROUPS_PER_CHUNK = 8
-BUDGETS = (1, 2, 4, 8, 16, 32, 64)
+BUDGETS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Pages that a group reads."""
 
 
