@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -10,7 +11,7 @@ from server import PromptServer
 
 from ..memory.encoded_history import HistoryConfig
 from .host.build import ENCODERS_FOLDER
-from .host.encoder_model import TYPES, fits, load_encoder
+from .host.encoder_model import TYPES, LoadedEncoder, fits, load_encoder
 from .sockets import EncoderSocket
 
 FOLDER = "memory_encoders"
@@ -73,6 +74,14 @@ class MemoryEncoderLoader(io.ComfyNode):
                     "Encoders were trained with a certain length (often 80 frames, 20 s): far beyond it they may blur. "
                     "Turning it down saves time and forgets what is older.",
                 ),
+                EncoderSocket.Input(
+                    "beside",
+                    optional=True,
+                    tooltip="Another Memory Encoder Loader, so that several encoders tell the film at once: a fine one of the "
+                    "newest seconds beside a coarse one of the whole film, say. Each reaches as far back as its own "
+                    "'history'; the window is that of the loader next to the sampler. More encoders mean more tokens, so "
+                    "more VRAM and time.",
+                ),
             ],
             outputs=[
                 EncoderSocket.Output(display_name="encoder", tooltip="For the Chunked AR Sampler."),
@@ -82,16 +91,21 @@ class MemoryEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, encoder: str, dtype: str, window: int, history: int) -> tuple[object, ...]:
+    def fingerprint_inputs(
+        cls, encoder: str, dtype: str, window: int, history: int, beside: LoadedEncoder | None = None
+    ) -> tuple[object, ...]:
         """A file that was replaced is loaded again."""
         found = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)).stat()
         return (encoder, found.st_mtime_ns, found.st_size, dtype, window, history)
 
     @classmethod
-    def execute(cls, encoder: str, dtype: str, window: int, history: int) -> io.NodeOutput:
+    def execute(
+        cls, encoder: str, dtype: str, window: int, history: int, beside: LoadedEncoder | None = None
+    ) -> io.NodeOutput:
         """Load the file, or say in one sentence why it cannot be."""
         path = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder))
-        loaded = load_encoder(path, HistoryConfig(window, history or None), TYPES.get(dtype))
-        told = fits(loaded.spec)
+        alone = load_encoder(path, HistoryConfig(window, history or None), TYPES.get(dtype))
+        loaded = replace(alone, beside=beside)
+        told = fits(loaded)
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
         return io.NodeOutput(loaded, told)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ...memory.chunks import PICTURES_PER_FRAME
-from ...memory.encoded_history import EncodedHistory, HistoryConfig, HistorySession, most_tokens
+from ...memory.encoded_history import EncodedHistory, FilmEncoder, HistoryConfig, HistorySession
 from ...memory.encoder import MemoryEncoder
 from ...memory.encoder_file import read_encoder
 from ...memory.encoder_spec import PATCH, EncoderSpec, LowBranch
@@ -44,11 +44,21 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class LoadedEncoder:
-    """A memory encoder as the host keeps models, and how much of a film it is to tell."""
+    """A memory encoder as the host keeps models, how much of a film it is to tell, and what it is called.
+
+    The film is told by those `beside` it, too, each as far back as its own `config` says; their windows do not count.
+    """
 
     spec: EncoderSpec
     patcher: ModelPatcher
     config: HistoryConfig
+    name: str = ""
+    beside: LoadedEncoder | None = None
+
+    @property
+    def all(self) -> tuple[LoadedEncoder, ...]:
+        """This encoder and those beside it."""
+        return (self, *(() if self.beside is None else self.beside.all))
 
 
 def load_encoder(path: Path, config: HistoryConfig, dtype: torch.dtype | None = None) -> LoadedEncoder:
@@ -56,11 +66,15 @@ def load_encoder(path: Path, config: HistoryConfig, dtype: torch.dtype | None = 
 
     Raises ValueError, and loads nothing, unless the file is an encoder with every weight there, fitting and finite.
     """
-    return encoder_of(*read_encoder(path), config, dtype)
+    return encoder_of(*read_encoder(path), config, dtype, path.stem)
 
 
 def encoder_of(
-    spec: EncoderSpec, weights: Mapping[str, Tensor], config: HistoryConfig, dtype: torch.dtype | None = None
+    spec: EncoderSpec,
+    weights: Mapping[str, Tensor],
+    config: HistoryConfig,
+    dtype: torch.dtype | None = None,
+    name: str = "",
 ) -> LoadedEncoder:
     """An encoder of these weights as the host keeps models."""
     device = comfy.model_management.get_torch_device()
@@ -73,21 +87,27 @@ def encoder_of(
     module.load_state_dict(state, assign=patcher.is_dynamic())
     comfy.model_management.archive_model_dtypes(module)
     module.eval().requires_grad_(False)
-    return LoadedEncoder(spec, patcher, config)
+    return LoadedEncoder(spec, patcher, config, name)
 
 
-def fits(spec: EncoderSpec) -> str:
-    """What an artist wants to know of an encoder: for which model it is, how much it compresses, how it was made."""
+def fits(encoder: LoadedEncoder) -> str:
+    """What an artist wants to know of an encoder: for which model it is, how much it compresses, how it was made, and what
+    tells the film beside it."""
+    spec = encoder.spec
     model = MODELS.get((spec.width, spec.channels), f"a model of width {spec.width} with {spec.channels} channels")
     lines = [f"fits {model}", f"{spec.rate}: one token for {math.prod(spec.rate)}"]
     if spec.base:
         lines.append(f"made for {spec.base}")
     lines += [f"{name}: {fact}" for name, fact in sorted(spec.trained.items())]
+    for other in encoder.all[1:]:
+        longest = other.config.longest_frames
+        told = "the whole film" if longest is None else f"the newest {longest} frames"
+        lines.append(f"beside it {other.name} {other.spec.rate}: {told}")
     return "\n".join(lines)
 
 
 def check_encoder(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, int], has_vae: bool) -> None:
-    """Raises ValueError unless this encoder can tell this model of a film of this size in latents."""
+    """Raises ValueError unless this encoder and those beside it can tell this model of a film of this size in latents."""
     network = model.get_model_object("diffusion_model")
     bidirectional = (comfy.model_base.WAN21, comfy.model_base.WAN22)
     if type(model.model) not in bidirectional or type(network) is not comfy.ldm.wan.model.WanModel:
@@ -96,22 +116,27 @@ def check_encoder(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, 
             "checkpoints remember through Sparse KV Memory. Disconnect the encoder, or load the model that it was made "
             f"for{_made_for(encoder.spec)}."
         )
-    found = (network.dim, network.in_dim)
-    needed = (encoder.spec.width, encoder.spec.channels)
+    for each in encoder.all:
+        _check_fits(each, (network.dim, network.in_dim), size, has_vae)
+
+
+def _check_fits(encoder: LoadedEncoder, found: tuple[int, int], size: tuple[int, int], has_vae: bool) -> None:
+    spec, name = encoder.spec, encoder.name
+    needed = (spec.width, spec.channels)
     if found != needed:
         raise ValueError(
-            f"This memory encoder needs a model of width {needed[0]} with {needed[1]} channels{_made_for(encoder.spec)}, "
-            f"got one of width {found[0]} with {found[1]}. Load that model, or another encoder."
+            f"The memory encoder {name} needs a model of width {needed[0]} with {needed[1]} channels{_made_for(spec)}, got one "
+            f"of width {found[0]} with {found[1]}. Load that model, or another encoder."
         )
-    if min(encoder.spec.grid(encoder.spec.rate.frames, *size)) < 1:
+    if min(spec.grid(spec.rate.frames, *size)) < 1:
         raise ValueError(
-            f"A memory encoder of rate {encoder.spec.rate} needs a picture of at least {PATCH * encoder.spec.rate.rows} "
-            f"latents each way, got {size[0]} x {size[1]}. Make the film larger."
+            f"The memory encoder {name} of rate {spec.rate} needs a picture of at least {PATCH * spec.rate.rows} latents each "
+            f"way, got {size[0]} x {size[1]}. Make the film larger."
         )
-    if encoder.spec.low is LowBranch.VIDEO and not has_vae:
+    if spec.low is LowBranch.VIDEO and not has_vae:
         raise ValueError(
-            "This memory encoder looks at a small copy of the film's pictures and needs the VAE for it. Connect the VAE "
-            "to the Chunked AR Sampler."
+            f"The memory encoder {name} looks at a small copy of the film's pictures and needs the VAE for it. Connect the "
+            "VAE to the Chunked AR Sampler."
         )
 
 
@@ -120,12 +145,12 @@ def _made_for(spec: EncoderSpec) -> str:
 
 
 def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VAE | None = None) -> ModelPatcher:
-    """A clone of the model that reads the film so far through `encoder` when the Chunked AR Sampler runs it.
+    """A clone of the model that reads the film so far through `encoder` and those beside it when the Chunked AR Sampler runs it.
 
     `vae` makes the small copy of the film for encoders that look at one.
     """
     clone = model.clone()
-    clone.set_additional_models(ENCODER, [encoder.patcher])
+    clone.set_additional_models(ENCODER, [each.patcher for each in encoder.all])
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, _HistoryOfRun(encoder, vae).around_run),
         (WrappersMP.PREPARE_SAMPLING, _with_longer_sequence),
@@ -149,12 +174,17 @@ class _HistoryOfRun:
         if not isinstance(sampler, FilmSampler):
             return executor(noise, latent, sampler, *args, **kwargs)
         guider: Any = executor.class_obj  # type: ignore[attr-defined]
-        spec, config = self._encoder.spec, self._encoder.config
         dtype = guider.model_patcher.get_model_object("manual_cast_dtype") or guider.model_patcher.model.get_dtype()
+        encoders = [
+            FilmEncoder(each.spec, each.config.longest_frames, partial(self._encode, each, guider, dtype))
+            for each in self._encoder.all
+        ]
+        history = EncodedHistory(encoders, self._encoder.config.window_frames, partial(_embed_frames, guider, dtype))
         rows, columns = (count // PATCH for count in sampler.latent_size)
         session = HistorySession(
-            EncodedHistory(spec, config, partial(self._encode, guider, dtype), partial(_embed_frames, guider, dtype)),
-            most_tokens(spec, config, sampler.plan.total_frames, *sampler.latent_size),
+            history,
+            history.most_tokens(sampler.plan.total_frames, *sampler.latent_size),
+            guider.model_patcher.get_model_object("diffusion_model").dim,
             rows * columns,
             dtype,
         )
@@ -167,17 +197,16 @@ class _HistoryOfRun:
             guider.model_options = before
 
     @torch.no_grad()
-    def _encode(self, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
+    def _encode(self, encoder: LoadedEncoder, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
         """Latents as the sampler works on them `[1, C, T, H, W]`, to tokens `[1, M, width]`."""
-        spec = self._encoder.spec
-        low = self._small_video(guider, latents) if spec.low is LowBranch.VIDEO else None
-        tokens: Tensor = self._encoder.patcher.model(latents, partial(_embed, guider), low)
+        low = self._small_video(encoder.spec, guider, latents) if encoder.spec.low is LowBranch.VIDEO else None
+        tokens: Tensor = encoder.patcher.model(latents, partial(_embed, guider), low)
         return tokens.to(dtype)
 
-    def _small_video(self, guider: FilmGuider, latents: Tensor) -> Tensor:
+    def _small_video(self, spec: EncoderSpec, guider: FilmGuider, latents: Tensor) -> Tensor:
         """Latents of the pictures at a fraction of their size and rate, through the VAE and back."""
         assert self._vae is not None
-        frames, rows, columns = self._encoder.spec.low_size(*latents.shape[2:])
+        frames, rows, columns = spec.low_size(*latents.shape[2:])
         pictures = self._vae.decode(guider.inner_model.process_latent_out(latents))[0]  # [F, H, W, 3]
         count = PICTURES_PER_FRAME * (frames - 1) + 1
         kept = torch.linspace(0, len(pictures) - 1, count).round().long()

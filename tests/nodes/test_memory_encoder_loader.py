@@ -79,6 +79,19 @@ def test_a_workflow_with_an_encoder_makes_a_film_and_says_what_it_read(runner: R
     assert "fits the tiny model that comes with LongReel" in str(rendered.outputs)
 
 
+def test_a_second_loader_tells_the_film_beside_the_first(runner: Runner, files: Path) -> None:
+    both = film(beside=["other", 0])
+    other = {"encoder": "tiny.safetensors", "dtype": "fp32", "window": 5, "history": 3}
+    both["other"] = {"class_type": "LongReelMemoryEncoderLoader", "inputs": other}
+    both["film"]["inputs"]["project"] = "encoded twice"
+    rendered = runner.run(both)
+    folder = Path(folder_paths.get_output_directory()) / "longreel" / "encoded twice"
+    header, events = read_trace(folder / "trace.jsonl")
+    assert header["window_frames"] == 1
+    assert events[1]["frames_worth"] == round(1 + 2 / 16, 3)
+    assert "beside it tiny 4x4x2: the newest 3 frames" in str(rendered.outputs)
+
+
 @pytest.mark.parametrize("case", ["pickle", "other kind"])
 def test_a_hostile_file_stops_the_workflow_at_the_loader(runner: Runner, files: Path, case: str) -> None:
     from longreel.nodes.headless.runner import RenderError

@@ -10,7 +10,7 @@ import torch
 from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
 from torch import Tensor
 
-from longreel.memory.encoded_history import History, Stretch
+from longreel.memory.encoded_history import History, Level, Stretch
 from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
 from longreel.nodes.host.build import TinyWanSpec, host_modules
@@ -161,6 +161,36 @@ def test_every_film_of_a_batch_reads_prompts_of_its_own(scene: Scene, count: int
     for row in range(2):
         assert relative_error(both[row : row + 1], alone[row]) < FORWARD_ERROR
         assert relative_error(shared[row : row + 1], alone[0]) < FORWARD_ERROR
+
+
+def test_stretches_of_tokens_are_told_levels_of_their_own(scene: Scene) -> None:
+    """The host itself gives every frame a level; here the older one is told that of the frames being made."""
+    levels = torch.tensor([[500.0] * (FRAMES + 1) + [0.0]])
+    native = scene.run(levels, {}, time_dim_concat=scene.older)
+    history = scene.history(Modulation.CLEAN)
+    both = (Level(TOKENS, Modulation.TARGET), Level(TOKENS, Modulation.CLEAN))
+    joined = scene.run(same(500.0), with_history(scene.network, history._replace(modulation=both), {}))
+    assert relative_error(joined, native) < FORWARD_ERROR
+    odd = (Level(7, Modulation.CLEAN), Level(2 * TOKENS - 7, Modulation.CLEAN))
+    one = scene.run(same(500.0), with_history(scene.network, history, {}))
+    again = scene.run(same(500.0), with_history(scene.network, history._replace(modulation=odd), {}))
+    assert relative_error(again, one) < FORWARD_ERROR
+
+
+def test_a_stretch_without_a_prompt_reads_that_of_the_frames_being_made(scene: Scene) -> None:
+    """In every film of a batch, between stretches that have their own."""
+    history = scene.history(Modulation.CLEAN)
+    text = scene.text[0]
+    films = [
+        (Stretch(7, words(4, 1)), Stretch(TOKENS, prompt), Stretch(TOKENS - 7, words(3, 2))) for prompt in (None, text)
+    ]
+    made = [
+        scene.run(same(500.0), with_history(scene.network, history._replace(prompts=(film,)), {})) for film in films
+    ]
+    assert relative_error(made[0], made[1]) < FORWARD_ERROR
+    pair = Scene(scene.network, scene.x.expand(2, -1, -1, -1, -1), scene.older, scene.text.expand(2, -1, -1))
+    both = pair.run(same(500.0, batch=2), with_history(scene.network, history._replace(prompts=tuple(films)), {}))
+    assert all(relative_error(both[row : row + 1], made[0]) < FORWARD_ERROR for row in range(2))
 
 
 @pytest.mark.parametrize("modulation", Modulation)
