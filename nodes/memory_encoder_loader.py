@@ -38,8 +38,8 @@ class MemoryEncoderLoader(io.ComfyNode):
             category="longreel/memory",
             description=(
                 "Loads a memory encoder from models/memory_encoders: a small network that tells an ordinary (not causal) Wan "
-                "model of the whole film so far in a few tokens. Connect it to the Chunked AR Sampler, and put the LoRA "
-                "that was trained with it on the model."
+                "model or HunyuanVideo of the whole film so far in a few tokens. Connect it to the Chunked AR Sampler, and "
+                "put the LoRA that was trained with it on the model."
             ),
             search_aliases=["tinyhistory", "pfp", "framepack", "history compression", "long context"],
             inputs=[

@@ -28,14 +28,17 @@ from ...memory.encoder_file import read_encoder
 from ...memory.encoder_spec import PATCH, EncoderSpec, LowBranch
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
+from .history_family import HistoryFamily, check_alone
+from .hunyuan_history import HunyuanHistory
 from .keys import HISTORY, PACK
-from .wan_history import check_no_other_tokens, with_history
+from .wan_history import OTHER_TOKENS, with_history
 
 ENCODER = "longreel_encoder"
 MODELS = {
     (1536, 16): "Wan 2.1 1.3B",
     (5120, 16): "Wan 2.1 14B and Wan 2.2 14B",
     (3072, 48): "Wan 2.2 5B",
+    (3072, 16): "HunyuanVideo",
     (256, 16): "the tiny model that comes with LongReel",
 }
 """Models by their width and the channels of their latents."""
@@ -108,19 +111,15 @@ def fits(encoder: LoadedEncoder) -> str:
 
 def check_encoder(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, int], has_vae: bool) -> None:
     """Raises ValueError unless this encoder and those beside it can tell this model of a film of this size in latents."""
-    network = model.get_model_object("diffusion_model")
-    bidirectional = (comfy.model_base.WAN21, comfy.model_base.WAN22)
-    if type(model.model) not in bidirectional or type(network) is not comfy.ldm.wan.model.WanModel:
-        raise ValueError(
-            f"A memory encoder needs an ordinary Wan text-to-video model, got {type(model.model).__name__}: causal "
-            "checkpoints remember through Sparse KV Memory. Disconnect the encoder, or load the model that it was made "
-            f"for{_made_for(encoder.spec)}."
-        )
+    family = _family_of(model, encoder)
+    found = family.shape(model.get_model_object("diffusion_model"))
     for each in encoder.all:
-        _check_fits(each, (network.dim, network.in_dim), size, has_vae)
+        _check_fits(each, family, found, size, has_vae)
 
 
-def _check_fits(encoder: LoadedEncoder, found: tuple[int, int], size: tuple[int, int], has_vae: bool) -> None:
+def _check_fits(
+    encoder: LoadedEncoder, family: HistoryFamily, found: tuple[int, int], size: tuple[int, int], has_vae: bool
+) -> None:
     spec, name = encoder.spec, encoder.name
     needed = (spec.width, spec.channels)
     if found != needed:
@@ -133,11 +132,27 @@ def _check_fits(encoder: LoadedEncoder, found: tuple[int, int], size: tuple[int,
             f"The memory encoder {name} of rate {spec.rate} needs a picture of at least {PATCH * spec.rate.rows} latents each "
             f"way, got {size[0]} x {size[1]}. Make the film larger."
         )
+    if spec.low is LowBranch.VIDEO and not family.shows_pictures:
+        raise ValueError(
+            f"The memory encoder {name} looks at a small copy of the film's pictures, which the VAE of {family.name} cannot "
+            "make before the film is finished. Take an encoder that looks at latents."
+        )
     if spec.low is LowBranch.VIDEO and not has_vae:
         raise ValueError(
             f"The memory encoder {name} looks at a small copy of the film's pictures and needs the VAE for it. Connect the "
             "VAE to the Chunked AR Sampler."
         )
+
+
+def _family_of(model: ModelPatcher, encoder: LoadedEncoder) -> HistoryFamily:
+    for family in FAMILIES:
+        if family.knows(model):
+            return family
+    raise ValueError(
+        f"A memory encoder needs an ordinary {' or '.join(family.name for family in FAMILIES)} model, got "
+        f"{type(model.model).__name__}: causal checkpoints and other families remember through Sparse KV Memory. Disconnect "
+        f"the encoder, or load the model that it was made for{_made_for(encoder.spec)}."
+    )
 
 
 def _made_for(spec: EncoderSpec) -> str:
@@ -147,14 +162,15 @@ def _made_for(spec: EncoderSpec) -> str:
 def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VAE | None = None) -> ModelPatcher:
     """A clone of the model that reads the film so far through `encoder` and those beside it when the Chunked AR Sampler runs it.
 
-    `vae` makes the small copy of the film for encoders that look at one.
+    `vae` makes the small copy of the film for encoders that look at one. Raises ValueError for a model that reads no history.
     """
+    family = _family_of(model, encoder)
     clone = model.clone()
     clone.set_additional_models(ENCODER, [each.patcher for each in encoder.all])
     for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, _HistoryOfRun(encoder, vae).around_run),
+        (WrappersMP.OUTER_SAMPLE, _HistoryOfRun(encoder, family, vae).around_run),
         (WrappersMP.PREPARE_SAMPLING, _with_longer_sequence),
-        (WrappersMP.DIFFUSION_MODEL, _with_tokens),
+        (WrappersMP.DIFFUSION_MODEL, family.with_tokens),
     ):
         clone.remove_wrappers_with_key(kind, PACK)
         clone.add_wrapper_with_key(kind, PACK, wrapper)
@@ -164,8 +180,8 @@ def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VA
 class _HistoryOfRun:
     """Gives every run of the Chunked AR Sampler a history of its own."""
 
-    def __init__(self, encoder: LoadedEncoder, vae: comfy.sd.VAE | None) -> None:
-        self._encoder, self._vae = encoder, vae
+    def __init__(self, encoder: LoadedEncoder, family: HistoryFamily, vae: comfy.sd.VAE | None) -> None:
+        self._encoder, self._family, self._vae = encoder, family, vae
 
     def around_run(
         self, executor: Callable[..., Any], noise: Any, latent: Any, sampler: Any, *args: Any, **kwargs: Any
@@ -179,12 +195,14 @@ class _HistoryOfRun:
             FilmEncoder(each.spec, each.config.longest_frames, partial(self._encode, each, guider, dtype))
             for each in self._encoder.all
         ]
-        history = EncodedHistory(encoders, self._encoder.config.window_frames, partial(_embed_frames, guider, dtype))
+        history = EncodedHistory(
+            encoders, self._encoder.config.window_frames, partial(self._embed_frames, guider, dtype)
+        )
         rows, columns = (count // PATCH for count in sampler.latent_size)
         session = HistorySession(
             history,
             history.most_tokens(sampler.plan.total_frames, *sampler.latent_size),
-            guider.model_patcher.get_model_object("diffusion_model").dim,
+            self._family.shape(guider.model_patcher.get_model_object("diffusion_model"))[0],
             rows * columns,
             dtype,
         )
@@ -200,7 +218,7 @@ class _HistoryOfRun:
     def _encode(self, encoder: LoadedEncoder, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
         """Latents as the sampler works on them `[1, C, T, H, W]`, to tokens `[1, M, width]`."""
         low = self._small_video(encoder.spec, guider, latents) if encoder.spec.low is LowBranch.VIDEO else None
-        tokens: Tensor = encoder.patcher.model(latents, partial(_embed, guider), low)
+        tokens: Tensor = encoder.patcher.model(latents, partial(self._embed, guider, dtype), low)
         return tokens.to(dtype)
 
     def _small_video(self, spec: EncoderSpec, guider: FilmGuider, latents: Tensor) -> Tensor:
@@ -216,17 +234,13 @@ class _HistoryOfRun:
         guider.reload()
         return made.to(latents)
 
+    def _embed(self, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
+        return self._family.embed(guider.inner_model.diffusion_model, latents, dtype)
 
-def _embed(guider: FilmGuider, latents: Tensor) -> Tensor:
-    """The model's own embedding, which the host computes in float32."""
-    embedded: Tensor = guider.inner_model.diffusion_model.patch_embedding(latents.float())
-    return embedded
-
-
-@torch.no_grad()
-def _embed_frames(guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
-    """Whole frames `[1, C, T, H, W]` as tokens `[1, M, width]`."""
-    return _embed(guider, latents.to(dtype)).flatten(2).transpose(1, 2).to(dtype)
+    @torch.no_grad()
+    def _embed_frames(self, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
+        """Whole frames `[1, C, T, H, W]` as tokens `[1, M, width]`."""
+        return self._embed(guider, dtype, latents.to(dtype)).flatten(2).transpose(1, 2).to(dtype)
 
 
 def _with_longer_sequence(
@@ -254,8 +268,36 @@ def _with_tokens(
     options = {} if transformer_options is None else transformer_options
     session: HistorySession | None = options.get(HISTORY)
     if session is not None:
-        check_no_other_tokens({**kwargs, "time_dim_concat": time_dim_concat})
+        check_alone({**kwargs, "time_dim_concat": time_dim_concat}, OTHER_TOKENS)
         if session.history.current is not None:
             network = executor.class_obj  # type: ignore[attr-defined]
             options = with_history(network, session.history.current, options)
     return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+
+
+class WanHistory:
+    """Wan text-to-video reads history.
+
+    It stands here because the name of its wrapper is among the settings by which a film on disk knows its model.
+    """
+
+    name = "Wan text-to-video"
+    shows_pictures = True
+    with_tokens = staticmethod(_with_tokens)
+
+    def knows(self, model: ModelPatcher) -> bool:
+        """Whether it is one of the plain classes; causal ones and variants are others."""
+        plain = type(model.model) in (comfy.model_base.WAN21, comfy.model_base.WAN22)
+        return plain and type(model.get_model_object("diffusion_model")) is comfy.ldm.wan.model.WanModel
+
+    def shape(self, network: Any) -> tuple[int, int]:
+        """Width and channels."""
+        return network.dim, network.in_dim
+
+    def embed(self, network: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
+        """The host computes this embedding in float32."""
+        embedded: Tensor = network.patch_embedding(latents.float())
+        return embedded
+
+
+FAMILIES: tuple[HistoryFamily, ...] = (WanHistory(), HunyuanHistory())

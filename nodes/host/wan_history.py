@@ -20,25 +20,15 @@ from torch.nn import functional
 
 from ...memory.encoded_history import History
 from ...memory.encoder_spec import Modulation
+from .keys import OVERRIDE
 
-OVERRIDE = "optimized_attention_override"
 LAYER = "double_block"
 """The host's name for a layer of Wan in `patches_replace`."""
-_OTHER_TOKENS = {
+OTHER_TOKENS = {
     "context_latents": "context latents",
     "reference_latent": "a reference latent",
     "time_dim_concat": "frames joined in time",
 }
-
-
-def check_no_other_tokens(inputs: dict[str, Any]) -> None:
-    """Raises ValueError where something else would lengthen the sequence of this call."""
-    found = [name for key, name in _OTHER_TOKENS.items() if inputs.get(key) is not None]
-    if found:
-        raise ValueError(
-            f"A memory encoder cannot be combined with {' and '.join(found)}: both put tokens beside the film. Remove "
-            "the node that adds them to the conditioning, or disconnect the memory encoder."
-        )
 
 
 def with_history(network: Any, history: History, options: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from longreel.memory.encoded_history import History, Level, Stretch
 from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
 from longreel.nodes.host.build import TinyWanSpec, host_modules
-from longreel.nodes.host.wan_history import check_no_other_tokens, with_history
+from longreel.nodes.host.history_family import check_alone
+from longreel.nodes.host.wan_history import OTHER_TOKENS, with_history
 
 SPEC = TinyWanSpec(width=256, layers=3, ffn=512, seed=3)
 FRAMES, OLDER, HEIGHT, WIDTH = 3, 2, 12, 16
@@ -256,6 +257,6 @@ def test_tokens_of_an_encoder_change_what_is_made(scene: Scene) -> None:
     ],
 )
 def test_other_tokens_at_the_same_time_are_refused(key: str, named: str) -> None:
-    check_no_other_tokens({key: None})
+    check_alone({key: None}, OTHER_TOKENS)
     with pytest.raises(ValueError, match=f"combined with {named}.*disconnect the memory encoder"):
-        check_no_other_tokens({key: torch.zeros(1)})
+        check_alone({key: torch.zeros(1)}, OTHER_TOKENS)
