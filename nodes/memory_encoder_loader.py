@@ -10,13 +10,16 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..memory.encoded_history import HistoryConfig
+from ..memory.encoder_spec import RATES, smaller_frames
 from .host.build import ENCODERS_FOLDER
-from .host.encoder_model import TYPES, LoadedEncoder, fits, load_encoder
+from .host.encoder_model import TYPES, LoadedEncoder, encoder_of, fits, load_encoder
 from .sockets import EncoderSocket
 
 FOLDER = "memory_encoders"
 AUTO = "auto"
 DEFAULT = HistoryConfig()
+SMALLER = {f"none: smaller frames ({rate})": rate for rate in RATES}
+"""Choices that need no file."""
 
 
 def add_model_folder() -> None:
@@ -45,9 +48,11 @@ class MemoryEncoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "encoder",
-                    options=folder_paths.get_filename_list(FOLDER),
+                    options=[*folder_paths.get_filename_list(FOLDER), *SMALLER],
                     tooltip="A file from models/memory_encoders. Each is made for one model; the node tells you which. "
-                    "tiny_encoder comes with LongReel, for the Tiny Storyboard Model trained for a memory encoder.",
+                    "tiny_encoder comes with LongReel, for the Tiny Storyboard Model trained for a memory encoder. 'none: "
+                    "smaller frames' needs no file and fits every model, but none was trained to read it: 2x2x1 keeps most of the "
+                    "film, 4x4x4 takes least VRAM and time.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -95,6 +100,8 @@ class MemoryEncoderLoader(io.ComfyNode):
         cls, encoder: str, dtype: str, window: int, history: int, beside: LoadedEncoder | None = None
     ) -> tuple[object, ...]:
         """A file that was replaced is loaded again."""
+        if encoder in SMALLER:
+            return (encoder, dtype, window, history)
         found = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)).stat()
         return (encoder, found.st_mtime_ns, found.st_size, dtype, window, history)
 
@@ -103,8 +110,11 @@ class MemoryEncoderLoader(io.ComfyNode):
         cls, encoder: str, dtype: str, window: int, history: int, beside: LoadedEncoder | None = None
     ) -> io.NodeOutput:
         """Load the file, or say in one sentence why it cannot be."""
-        path = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder))
-        alone = load_encoder(path, HistoryConfig(window, history or None), TYPES.get(dtype))
+        config = HistoryConfig(window, history or None)
+        if encoder in SMALLER:
+            alone = encoder_of(smaller_frames(SMALLER[encoder]), {}, config, name="smaller frames")
+        else:
+            alone = load_encoder(Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)), config, TYPES.get(dtype))
         loaded = replace(alone, beside=beside)
         told = fits(loaded)
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)

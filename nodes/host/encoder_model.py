@@ -98,7 +98,10 @@ def fits(encoder: LoadedEncoder) -> str:
     tells the film beside it."""
     spec = encoder.spec
     model = MODELS.get((spec.width, spec.channels), f"a model of width {spec.width} with {spec.channels} channels")
-    lines = [f"fits {model}", f"{spec.rate}: one token for {math.prod(spec.rate)}"]
+    lines = [
+        "fits any Wan or HunyuanVideo, untrained" if spec.fits_any else f"fits {model}",
+        f"{spec.rate}: one token for {math.prod(spec.rate)}",
+    ]
     if spec.base:
         lines.append(f"made for {spec.base}")
     lines += [f"{name}: {fact}" for name, fact in sorted(spec.trained.items())]
@@ -122,7 +125,7 @@ def _check_fits(
 ) -> None:
     spec, name = encoder.spec, encoder.name
     needed = (spec.width, spec.channels)
-    if found != needed:
+    if found != needed and not spec.fits_any:
         raise ValueError(
             f"The memory encoder {name} needs a model of width {needed[0]} with {needed[1]} channels{_made_for(spec)}, got one "
             f"of width {found[0]} with {found[1]}. Load that model, or another encoder."

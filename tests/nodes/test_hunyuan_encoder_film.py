@@ -21,10 +21,10 @@ from torch import Tensor
 
 from longreel.memory.encoded_history import History, HistoryConfig, Stretch
 from longreel.memory.encoder import token_positions
-from longreel.memory.encoder_spec import LowBranch, Modulation, Rate
+from longreel.memory.encoder_spec import LowBranch, Modulation, Rate, smaller_frames
 from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film
-from longreel.nodes.host.encoder_model import LoadedEncoder, check_encoder, fits
+from longreel.nodes.host.encoder_model import LoadedEncoder, check_encoder, encoder_of, fits
 from longreel.nodes.host.hunyuan_history import Call, with_history
 from longreel.nodes.host.keys import HISTORY
 
@@ -102,6 +102,19 @@ def test_a_chunk_is_what_the_model_makes_beside_the_encoded_film(
             flows.append(network(noise, call.timesteps, text, **given))
     flow, away = flows
     assert relative_error(made[2], noise - (away + cfg * (flow - away))) < FORWARD_ERROR
+
+
+def test_smaller_frames_need_no_weights_and_any_width(model: ModelPatcher, tmp_path: Path) -> None:
+    """Each shot's tokens read its own prompt; on disk they are a memory of their own."""
+    films = [
+        film(model, encoder_of(smaller_frames(rate), {}, HistoryConfig(0)), project=str(rate))
+        for rate in (Rate(2, 2, 1), Rate(2, 2, 2))
+    ]
+    fine, coarse = (each.make(tmp_path) for each in films)
+    assert relative_error(fine.latents[:, :, 3:], coarse.latents[:, :, 3:]) > NOT_ROUNDING
+    assert [event["frames_worth"] for event in read_trace(fine.trace)[1]] == [0, 3 / 4, 6 / 4]
+    assert films[0]._settings() != films[1]._settings()
+    assert films[0].make(tmp_path).folder == fine.folder
 
 
 def test_a_later_shot_reads_the_first_and_a_short_history_forgets_it(

@@ -79,6 +79,25 @@ def test_a_workflow_with_an_encoder_makes_a_film_and_says_what_it_read(runner: R
     assert "fits the tiny model that comes with LongReel" in str(rendered.outputs)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_smaller_frames_need_no_file_and_an_ordinary_model(runner: Runner, files: Path, causal: bool) -> None:
+    from longreel.nodes.headless.runner import RenderError
+
+    choice = "none: smaller frames (2x2x2)"
+    assert choice in runner.object_info()["LongReelMemoryEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    workflow = film(choice, window=0)
+    workflow["tiny"]["inputs"]["causal"] = causal
+    workflow["film"]["inputs"]["project"] = "smaller"
+    if causal:
+        with pytest.raises(RenderError, match="needs an ordinary Wan text-to-video or HunyuanVideo"):
+            runner.run(workflow)
+        return
+    rendered = runner.run(workflow)
+    _, events = read_trace(Path(folder_paths.get_output_directory()) / "longreel" / "smaller" / "trace.jsonl")
+    assert [event["frames_worth"] for event in events] == [0, 0.25]
+    assert "fits any Wan or HunyuanVideo, untrained" in str(rendered.outputs)
+
+
 def test_a_second_loader_tells_the_film_beside_the_first(runner: Runner, files: Path) -> None:
     both = film(beside=["other", 0])
     other = {"encoder": "tiny.safetensors", "dtype": "fp32", "window": 5, "history": 3}
