@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .encoder import token_positions
 from .encoder_spec import PATCH, EncoderSpec, Modulation
+from .packed_encoder import GROUPS, PLACES, REACH, PackedSpec, TokenSpec
 from .select import EVERYTHING
 from .transitions import Reach
 
@@ -46,7 +48,8 @@ class Level(NamedTuple):
 
 
 class History(NamedTuple):
-    """Tokens `[1 or B, M, width]` that join a model's own, and their positions `[M, 3]`: frame, row and column.
+    """Tokens `[1 or B, M, width]` that join a model's own, and their positions `[M, 3]`: frame, row and column. `[n, M, 3]` are several
+    for each: it is turned by the mean of their rotations.
 
     Frames count from the first of those being made, so history lies below 0; `target_frames` `[T]` are the times of those
     being made where they are not simply 0, 1, 2, ... `modulation` is the noise level that all tokens are told, or stretches of them.
@@ -66,7 +69,7 @@ class History(NamedTuple):
     def levels(self) -> tuple[Level, ...]:
         """Noise levels of all tokens, in their order."""
         if isinstance(self.modulation, Modulation):
-            return (Level(len(self.positions), self.modulation),)
+            return (Level(self.tokens.shape[1], self.modulation),)
         return self.modulation
 
 
@@ -98,19 +101,20 @@ def token_counts(spec: EncoderSpec, parts: Sequence[int], window: bool) -> Tenso
 class FilmEncoder(NamedTuple):
     """An encoder as one film reads through it.
 
-    `encode` turns latents `[1, C, n, H, W]`, n a multiple of the encoder's frames, into tokens `[1, M, width]`.
+    `encode` turns latents `[1, C, n, H, W]` into tokens `[1, M, width]`: n is a multiple of the encoder's frames, or what
+    FramePack's kind reaches.
     """
 
-    spec: EncoderSpec
+    spec: TokenSpec
     longest_frames: int | None
     encode: Callable[[Tensor], Tensor]
 
 
 class _Part(NamedTuple):
-    """Neighbouring tokens `[1, n, width]` of one encoder, their positions `[n, 3]`, the frame whose prompt they are to
+    """Neighbouring tokens `[1, n, width]` of one encoder, their positions `[n, 3]` or several `[4, n, 3]`, the frame whose prompt they are to
     read, and how many of the model's own tokens each stands for."""
 
-    spec: EncoderSpec
+    spec: TokenSpec
     tokens: Tensor
     positions: Tensor
     frame: int
@@ -120,15 +124,15 @@ class _Part(NamedTuple):
 class _Told:
     """The film as one encoder tells it: tokens of every stretch, oldest first, and the newest frames, too few for a token yet."""
 
-    def __init__(self, encoder: FilmEncoder) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: FilmEncoder, spec: EncoderSpec) -> None:
+        self.encoder, self._spec = encoder, spec
         self._encoded: list[tuple[int, Tensor]] = []  # first frame and tokens
         self._waiting: Tensor | None = None
 
     def append(self, latents: Tensor, film: int) -> None:
         """The film goes on, and is `film` frames long now."""
         waiting = latents if self._waiting is None else torch.cat([self._waiting, latents], dim=2)
-        step = self.encoder.spec.rate.frames
+        step = self._spec.rate.frames
         whole = waiting.shape[2] // step * step
         if whole:
             first = film - waiting.shape[2]
@@ -138,13 +142,41 @@ class _Told:
 
     def read(self, film: int, size: tuple[int, int], bank_from: int) -> list[_Part]:
         """What the frames behind `film` others read, of none before `bank_from` and no farther back than this encoder reaches."""
-        spec, longest, _ = self.encoder
+        spec, longest = self._spec, self.encoder.longest_frames
         oldest = bank_from if longest is None else max(bank_from, film - longest)
         grid = spec.grid(spec.rate.frames, *size)
         return [
             _Part(spec, tokens, token_positions(spec, grid, first - film), first, math.prod(spec.rate))
             for first, tokens in self._encoded
             if first >= oldest
+        ]
+
+
+class _Packed:
+    """The film as embeddings of FramePack's kind tell it: its newest frames, anew whenever it goes on."""
+
+    def __init__(self, encoder: FilmEncoder) -> None:
+        self._encoder = encoder
+        self._newest: Tensor | None = None
+
+    def append(self, latents: Tensor, film: int) -> None:
+        """The film goes on, and is `film` frames long now."""
+        newest = latents if self._newest is None else torch.cat([self._newest, latents], dim=2)
+        self._newest = newest[:, :, -REACH:]
+
+    def read(self, film: int, size: tuple[int, int], bank_from: int) -> list[_Part]:
+        """As `_Told.read`. Where a kernel's frames were not yet there FramePack knows zeros; what holds no frame is left out."""
+        spec, longest, encode = self._encoder
+        known = min(film - bank_from, REACH if longest is None else longest, REACH)
+        if self._newest is None or known < 1:
+            return []
+        newest = self._newest[:, :, -known:]
+        tokens = encode(functional.pad(newest, (0, 0, 0, 0, REACH - newest.shape[2], 0)))
+        parts = tokens.split([group.tokens(*size) for group in GROUPS], dim=1)
+        return [
+            _Part(spec, part, group.positions(*size), max(0, film + group.first), group.factor**3)
+            for group, part in zip(GROUPS, parts, strict=True)
+            if group.told(newest.shape[2])
         ]
 
 
@@ -157,7 +189,10 @@ class EncodedHistory:
 
     def __init__(self, encoders: Sequence[FilmEncoder], window_frames: int, embed: Callable[[Tensor], Tensor]) -> None:
         self.encoders, self.window_frames = tuple(encoders), window_frames
-        self._told = [_Told(encoder) for encoder in encoders]
+        self._told = [
+            _Packed(encoder) if isinstance(encoder.spec, PackedSpec) else _Told(encoder, encoder.spec)
+            for encoder in encoders
+        ]
         self._embed = embed
         self._window: Tensor | None = None
         self._prompts: list[Tensor | None] = []  # one for each frame
@@ -171,7 +206,7 @@ class EncodedHistory:
         """What is read now, in tokens of a whole frame."""
         if self.current is None:
             return 0.0
-        return len(self.current.positions) / (self._size[0] // PATCH * (self._size[1] // PATCH))
+        return self.current.tokens.shape[1] / (self._size[0] // PATCH * (self._size[1] // PATCH))
 
     @property
     def remembered(self) -> int:
@@ -184,7 +219,7 @@ class EncodedHistory:
         total = min(self.window_frames, film_frames) * (height // PATCH) * (width // PATCH)
         for spec, longest, _ in self.encoders:
             encoded = film_frames if longest is None else min(longest, film_frames)
-            total += math.prod(spec.grid(encoded, height, width))
+            total += spec.tokens(encoded, height, width)
         return total
 
     def append(self, latents: Tensor, prompt: Tensor | None = None) -> None:
@@ -226,17 +261,17 @@ class EncodedHistory:
 
     def _joined(self, parts: Sequence[_Part]) -> History:
         levels = [
-            Level(sum(len(part.positions) for part in same), modulation)
+            Level(sum(part.tokens.shape[1] for part in same), modulation)
             for modulation, same in groupby(parts, lambda part: part.spec.modulation)
         ]
-        read = stretches((len(part.positions), self._prompt_of(part)) for part in parts)
+        read = stretches((part.tokens.shape[1], self._prompt_of(part)) for part in parts)
         counts = [
-            torch.full((len(part.positions),), float(part.stands_for if part.spec.proportional else 1))
+            torch.full((part.tokens.shape[1],), float(part.stands_for if part.spec.proportional else 1))
             for part in parts
         ]
         return History(
             torch.cat([part.tokens for part in parts], dim=1),
-            torch.cat([part.positions for part in parts]),
+            _positions(parts),
             levels[0].modulation if len(levels) == 1 else tuple(levels),
             prompts=(read,) if any(stretch.prompt is not None for stretch in read) else (),
             counts=torch.cat(counts) if any(part.spec.proportional for part in parts) else None,
@@ -256,6 +291,13 @@ class EncodedHistory:
     def _whole_frames(self, reach: Reach) -> tuple[int, ...]:
         kept = 0 if self._window is None else self._window.shape[2]
         return tuple(range(max(self._film - kept, reach.window_from), self._film))
+
+
+def _positions(parts: Sequence[_Part]) -> Tensor:
+    """One for each token, or several for all where any has several."""
+    if all(part.positions.ndim == 2 for part in parts):
+        return torch.cat([part.positions for part in parts])
+    return torch.cat([part.positions.expand(PLACES, -1, -1) for part in parts], dim=1)
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -101,6 +102,34 @@ class EncoderSpec:
     def fits_any(self) -> bool:
         """Whether it has no weights that a model would have to fit."""
         return not self.high and self.width == self.channels == ANY
+
+    @property
+    def looks_at_pictures(self) -> bool:
+        """Whether it needs the film's pictures, and so the VAE."""
+        return self.low is LowBranch.VIDEO
+
+    @property
+    def least_size(self) -> int:
+        """Latents that a picture needs each way."""
+        return PATCH * max(self.rate.rows, self.rate.columns)
+
+    @property
+    def kind(self) -> str:
+        """What sets it apart from others, in few letters."""
+        return str(self.rate)
+
+    @property
+    def in_words(self) -> str:
+        """How much it compresses, for an artist."""
+        return f"{self.rate}: one token for {math.prod(self.rate)}"
+
+    def reach(self, longest_frames: int | None) -> int | None:
+        """Frames that are told where the user asks for so many; None is all of them."""
+        return longest_frames
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        """Tokens that tell so many frames, of this size in latents."""
+        return math.prod(self.grid(frames, height, width))
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Frames, rows and columns of tokens for latents `[frames, height, width]`; what does not fill a token is left out."""

@@ -16,7 +16,6 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..memory.chunks import Plan
-from ..memory.encoder_spec import LowBranch
 from ..memory.picture.words import byte_size
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
@@ -212,7 +211,7 @@ class Film:
         return config.described()
 
     def _encoder_settings(self, encoder: LoadedEncoder) -> dict[str, Any]:
-        small = self.vae if encoder.spec.low is LowBranch.VIDEO else None
+        small = self.vae if encoder.spec.looks_at_pictures else None
         return {
             "encoder": model_fingerprint(encoder.patcher),
             "spec": encoder.spec.to_json(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,15 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...memory.chunks import PICTURES_PER_FRAME
 from ...memory.encoded_history import EncodedHistory, FilmEncoder, HistoryConfig, HistorySession
 from ...memory.encoder import MemoryEncoder
 from ...memory.encoder_file import read_encoder
-from ...memory.encoder_spec import PATCH, EncoderSpec, LowBranch
+from ...memory.encoder_spec import PATCH, EncoderSpec
+from ...memory.packed_encoder import PackedEncoder, PackedSpec, TokenSpec, is_packed, read_packed
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
 from .history_family import HistoryFamily, check_alone
@@ -52,7 +52,7 @@ class LoadedEncoder:
     The film is told by those `beside` it, too, each as far back as its own `config` says; their windows do not count.
     """
 
-    spec: EncoderSpec
+    spec: TokenSpec
     patcher: ModelPatcher
     config: HistoryConfig
     name: str = ""
@@ -67,8 +67,12 @@ class LoadedEncoder:
 def load_encoder(path: Path, config: HistoryConfig, dtype: torch.dtype | None = None) -> LoadedEncoder:
     """The encoder in this file, on the host's offload device; `dtype` None is what suits the device.
 
-    Raises ValueError, and loads nothing, unless the file is an encoder with every weight there, fitting and finite.
+    Raises ValueError, and loads nothing, unless the file is an encoder, or has FramePack's embeddings, with every weight there,
+    fitting and finite.
     """
+    if is_packed(path):
+        packed, weights = read_packed(path)
+        return _loaded(packed, PackedEncoder, weights, config, dtype, path.stem)
     return encoder_of(*read_encoder(path), config, dtype, path.stem)
 
 
@@ -80,11 +84,22 @@ def encoder_of(
     name: str = "",
 ) -> LoadedEncoder:
     """An encoder of these weights as the host keeps models."""
+    return _loaded(spec, MemoryEncoder, weights, config, dtype, name)
+
+
+def _loaded(
+    spec: TokenSpec,
+    kind: Callable[..., nn.Module],
+    weights: Mapping[str, Tensor],
+    config: HistoryConfig,
+    dtype: torch.dtype | None,
+    name: str,
+) -> LoadedEncoder:
     device = comfy.model_management.get_torch_device()
     if dtype is None:
         dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
     offload = comfy.model_management.unet_offload_device()
-    module = MemoryEncoder(spec, comfy.ops.manual_cast, device=offload, dtype=dtype)
+    module = kind(spec, comfy.ops.manual_cast, device=offload, dtype=dtype)
     patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=device, offload_device=offload)
     state = {name: tensor.to(dtype) for name, tensor in weights.items()}
     module.load_state_dict(state, assign=patcher.is_dynamic())
@@ -100,15 +115,15 @@ def fits(encoder: LoadedEncoder) -> str:
     model = MODELS.get((spec.width, spec.channels), f"a model of width {spec.width} with {spec.channels} channels")
     lines = [
         "fits any Wan or HunyuanVideo, untrained" if spec.fits_any else f"fits {model}",
-        f"{spec.rate}: one token for {math.prod(spec.rate)}",
+        spec.in_words,
     ]
     if spec.base:
         lines.append(f"made for {spec.base}")
     lines += [f"{name}: {fact}" for name, fact in sorted(spec.trained.items())]
     for other in encoder.all[1:]:
-        longest = other.config.longest_frames
+        longest = other.spec.reach(other.config.longest_frames)
         told = "the whole film" if longest is None else f"the newest {longest} frames"
-        lines.append(f"beside it {other.name} {other.spec.rate}: {told}")
+        lines.append(f"beside it {other.name} {other.spec.kind}: {told}")
     return "\n".join(lines)
 
 
@@ -130,17 +145,17 @@ def _check_fits(
             f"The memory encoder {name} needs a model of width {needed[0]} with {needed[1]} channels{_made_for(spec)}, got one "
             f"of width {found[0]} with {found[1]}. Load that model, or another encoder."
         )
-    if min(spec.grid(spec.rate.frames, *size)) < 1:
+    if min(size) < spec.least_size:
         raise ValueError(
-            f"The memory encoder {name} of rate {spec.rate} needs a picture of at least {PATCH * spec.rate.rows} latents each "
-            f"way, got {size[0]} x {size[1]}. Make the film larger."
+            f"The memory encoder {name} of rate {spec.kind} needs a picture of at least {spec.least_size} latents each way, got "
+            f"{size[0]} x {size[1]}. Make the film larger."
         )
-    if spec.low is LowBranch.VIDEO and not family.shows_pictures:
+    if spec.looks_at_pictures and not family.shows_pictures:
         raise ValueError(
             f"The memory encoder {name} looks at a small copy of the film's pictures, which the VAE of {family.name} cannot "
             "make before the film is finished. Take an encoder that looks at latents."
         )
-    if spec.low is LowBranch.VIDEO and not has_vae:
+    if spec.looks_at_pictures and not has_vae:
         raise ValueError(
             f"The memory encoder {name} looks at a small copy of the film's pictures and needs the VAE for it. Connect the "
             "VAE to the Chunked AR Sampler."
@@ -158,7 +173,7 @@ def _family_of(model: ModelPatcher, encoder: LoadedEncoder) -> HistoryFamily:
     )
 
 
-def _made_for(spec: EncoderSpec) -> str:
+def _made_for(spec: TokenSpec) -> str:
     return f" ({spec.base})" if spec.base else ""
 
 
@@ -195,7 +210,9 @@ class _HistoryOfRun:
         guider: Any = executor.class_obj  # type: ignore[attr-defined]
         dtype = guider.model_patcher.get_model_object("manual_cast_dtype") or guider.model_patcher.model.get_dtype()
         encoders = [
-            FilmEncoder(each.spec, each.config.longest_frames, partial(self._encode, each, guider, dtype))
+            FilmEncoder(
+                each.spec, each.spec.reach(each.config.longest_frames), partial(self._encode, each, guider, dtype)
+            )
             for each in self._encoder.all
         ]
         history = EncodedHistory(
@@ -220,8 +237,12 @@ class _HistoryOfRun:
     @torch.no_grad()
     def _encode(self, encoder: LoadedEncoder, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
         """Latents as the sampler works on them `[1, C, T, H, W]`, to tokens `[1, M, width]`."""
-        low = self._small_video(encoder.spec, guider, latents) if encoder.spec.low is LowBranch.VIDEO else None
-        tokens: Tensor = encoder.patcher.model(latents, partial(self._embed, guider, dtype), low)
+        spec, module = encoder.spec, encoder.patcher.model
+        if isinstance(spec, PackedSpec):
+            packed: Tensor = module(latents)
+            return packed.to(dtype)
+        low = self._small_video(spec, guider, latents) if spec.looks_at_pictures else None
+        tokens: Tensor = module(latents, partial(self._embed, guider, dtype), low)
         return tokens.to(dtype)
 
     def _small_video(self, spec: EncoderSpec, guider: FilmGuider, latents: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ class _Join:
         self, read: Sequence[Stretch], lengths: dict[int, int], like: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
         """Who reads what: pairs of rows and columns of attention, first of the frames being made, then of each prompt."""
-        everything = torch.arange(like.shape[1] + self.own_tokens + len(self._history.positions), device=like.device)
+        everything = torch.arange(like.shape[1] + self.own_tokens + self._history.tokens.shape[1], device=like.device)
         pictures = everything[like.shape[1] :]
         rows: dict[int | None, list[Tensor]] = {None: [everything[: self.own_words], pictures[: self.own_tokens]]}
         word, token = self.own_words, self.own_tokens
@@ -225,7 +225,7 @@ class _Join:
             return None
         if self._mask is None:
             before = self.words + self.own_tokens
-            self._mask = like.new_zeros(1, 1, before + len(self._history.positions))
+            self._mask = like.new_zeros(1, 1, before + self._history.tokens.shape[1])
             if own is not None:
                 self._mask[..., : self.own_words] = own[..., : self.own_words]
             if counts is not None:
@@ -269,8 +269,9 @@ class _Join:
 
     def _rope(self, positions: Tensor, like: Tensor) -> Tensor:
         """Never rounded to the model's type, as the host rounds its own."""
-        table: Tensor = self._network.pe_embedder(positions[None].to(device=like.device, dtype=torch.float32))
-        return table.to(like.dtype)
+        places = positions if positions.ndim == 3 else positions[None]
+        tables: Tensor = self._network.pe_embedder(places.to(device=like.device, dtype=torch.float32))
+        return tables.mean(dim=0, keepdim=True).to(like.dtype)
 
 
 class _DoubleLayer:

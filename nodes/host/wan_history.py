@@ -70,7 +70,7 @@ class _Join:
             ]
             words = max(len(row) for row in rows)
             # One more than needed where only the number of words tells cross-attention from self-attention.
-            words += self.own_words + words == self.own_tokens + len(self.history.positions)
+            words += self.own_words + words == self.own_tokens + self.history.tokens.shape[1]
             theirs = torch.stack([functional.pad(row, (0, 0, 0, words - len(row))) for row in rows])
             embedded = self.network.text_embedding(theirs.to(own))
             self._text = torch.cat([own, embedded.expand(own.shape[0], -1, -1)], dim=1)
@@ -175,8 +175,8 @@ class _Join:
             for what, none in (("scale", 1.0), ("shift", 0.0))
         )
         places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
-        table: Tensor = self.network.rope_embedder(places[None]).movedim(1, 2)
-        return table.to(like.dtype)
+        tables: Tensor = self.network.rope_embedder(places if places.ndim == 3 else places[None])
+        return tables.mean(dim=0, keepdim=True).movedim(1, 2).to(like.dtype)
 
 
 class _Layer:

@@ -17,14 +17,17 @@ from film import film_on_disk, planned
 from hunyuan_film import SPEC, lively_hunyuan, words
 from hunyuan_variants import load_hunyuan_variant
 from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import avg_pool3d, pad
 
 from longreel.memory.encoded_history import History, HistoryConfig, Stretch
 from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import LowBranch, Modulation, Rate, smaller_frames
+from longreel.memory.packed_encoder import GROUPS, PREFIX, REACH, PackedEncoder, PackedSpec
 from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film
-from longreel.nodes.host.encoder_model import LoadedEncoder, check_encoder, encoder_of, fits
+from longreel.nodes.host.encoder_model import LoadedEncoder, check_encoder, encoder_of, fits, load_encoder
 from longreel.nodes.host.hunyuan_history import Call, with_history
 from longreel.nodes.host.keys import HISTORY
 
@@ -115,6 +118,71 @@ def test_smaller_frames_need_no_weights_and_any_width(model: ModelPatcher, tmp_p
     assert [event["frames_worth"] for event in read_trace(fine.trace)[1]] == [0, 3 / 4, 6 / 4]
     assert films[0]._settings() != films[1]._settings()
     assert films[0].make(tmp_path).folder == fine.folder
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> LoadedEncoder:
+    """FramePack's embeddings with random weights, through their file."""
+    torch.manual_seed(0)
+    module = PackedEncoder(PackedSpec(WIDTH))
+    path = tmp_path / "framepack.safetensors"
+    save_file({f"{PREFIX}{name}": tensor for name, tensor in module.state_dict().items()}, path)
+    return load_encoder(path, HistoryConfig(0), torch.float32)
+
+
+def test_tokens_of_framepacks_kind_are_turned_by_the_mean_of_the_hosts_rotations(model: ModelPatcher) -> None:
+    """FramePack averages the table as it averages what it joins: rows, columns and frames alike, filled up with the edge."""
+    network = model.model.diffusion_model
+    rows, columns = 3, 6
+    places = torch.cartesian_prod(torch.arange(REACH) + 0.0, torch.arange(rows) + 0.0, torch.arange(columns) + 0.0)
+    table = network.pe_embedder(places[None])[0, 0].flatten(1).T.unflatten(1, (REACH, rows, columns))
+    for group in GROUPS:
+        frames = table[:, REACH + group.first :][:, : group.factor]
+        filled = pad(frames, (0, -columns % group.factor, 0, -rows % group.factor, 0, 0), mode="replicate")
+        pooled = avg_pool3d(filled, group.factor, stride=group.factor).flatten(1).T
+        positions = group.positions(2 * rows, 2 * columns) + torch.tensor([REACH, 0, 0])
+        history = History(torch.zeros(1, len(pooled), WIDTH), positions, Modulation.TARGET)
+        seen = []
+
+        def watch(
+            q: Tensor, k: Tensor, v: Tensor, pe: Tensor, seen: list[Tensor] = seen, **rest: Any
+        ) -> dict[str, Any]:
+            seen.append(pe)
+            return {}
+
+        call = Call(torch.tensor([TIMESTEP]), PROMPTS[0][0][1]["pooled_output"], torch.tensor([GUIDANCE]))
+        options = with_history(network, history, {"patches": {"attn1_patch": [watch]}}, call)
+        given = {"y": call.pooled, "guidance": call.guidance, "transformer_options": options}
+        with torch.no_grad():
+            network(torch.zeros(1, 16, 1, 4, 8), call.timesteps, PROMPTS[0][0][0], **given)
+        assert relative_error(seen[0][0, 0, -len(pooled) :].flatten(1), pooled) < FORWARD_ERROR
+
+
+def test_a_chunk_reads_what_framepacks_embeddings_make_of_the_newest_frames(
+    model: ModelPatcher, packed: LoadedEncoder, tmp_path: Path
+) -> None:
+    remembering = film(model, packed)
+    result = remembering.make(tmp_path / "films")
+    made = chunks(model, result.latents)
+    noise = remembering.film_sampler(None, None).noise(remembering.plan.chunks[2], 0, made[2].shape)
+    network, past = model.model.diffusion_model, torch.cat(made[:2], dim=2)
+    with torch.no_grad():
+        everything = packed.patcher.model(pad(past, (0, 0, 0, 0, REACH - 6, 0)))
+        told = [group for group in GROUPS if group.told(6)]
+        positions = torch.cat([group.positions(4, 8) for group in told], dim=1)
+        history = History(everything[:, -positions.shape[1] :], positions, Modulation.TARGET)
+        ((text, extras),) = PROMPTS[2]
+        call = Call(torch.tensor([TIMESTEP]), extras["pooled_output"], torch.tensor([GUIDANCE]))
+        given = {"y": call.pooled, "guidance": call.guidance}
+        options = with_history(network, history, {}, call)
+        flow = network(noise, call.timesteps, text, **given, transformer_options=options)
+    assert relative_error(made[2], noise - flow) < FORWARD_ERROR
+    assert read_trace(result.trace)[0]["memory"].endswith(
+        "the newest 19 frames through a memory encoder of FramePack's kind"
+    )
+    assert fits(packed).endswith("\nthe newest frame whole, 2 before it as 2x2x2, 16 before these as 4x4x4")
+    coarse = replace(packed, beside=encoder_of(smaller_frames(Rate(2, 2, 2)), {}, HistoryConfig()))
+    assert relative_error(film(model, coarse).make(tmp_path / "both").latents, result.latents) > NOT_ROUNDING
 
 
 def test_a_later_shot_reads_the_first_and_a_short_history_forgets_it(

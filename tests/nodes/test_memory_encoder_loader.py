@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import save_encoder
 from longreel.memory.encoder_spec import EncoderSpec
+from longreel.memory.packed_encoder import PREFIX, PackedEncoder, PackedSpec
 from longreel.memory.trace import read_trace
 from longreel.memory.training.initialise import initialise_encoder
 
@@ -96,6 +97,19 @@ def test_smaller_frames_need_no_file_and_an_ordinary_model(runner: Runner, files
     _, events = read_trace(Path(folder_paths.get_output_directory()) / "longreel" / "smaller" / "trace.jsonl")
     assert [event["frames_worth"] for event in events] == [0, 0.25]
     assert "fits any Wan or HunyuanVideo, untrained" in str(rendered.outputs)
+
+
+def test_embeddings_of_framepack_are_an_encoder(runner: Runner, files: Path) -> None:
+    module = PackedEncoder(PackedSpec(SPEC.width))
+    packed = {f"{PREFIX}{name}": tensor for name, tensor in module.state_dict().items()}
+    save_file(packed, files.with_name("framepack.safetensors"))
+    folder_paths.filename_list_cache.clear()
+    workflow = film("framepack.safetensors", window=0)
+    workflow["film"]["inputs"]["project"] = "packed"
+    rendered = runner.run(workflow)
+    _, events = read_trace(Path(folder_paths.get_output_directory()) / "longreel" / "packed" / "trace.jsonl")
+    assert [event["frames_worth"] for event in events] == [0, 1 + 1 / 4]
+    assert "2 before it as 2x2x2" in str(rendered.outputs)
 
 
 def test_a_second_loader_tells_the_film_beside_the_first(runner: Runner, files: Path) -> None:

@@ -88,6 +88,21 @@ def test_only_the_distance_in_time_counts(scene: Scene) -> None:
     assert relative_error(elsewhere, near) > NOT_ROUNDING
 
 
+def test_a_token_at_several_places_is_turned_by_the_mean_of_their_rotations(scene: Scene) -> None:
+    """At the same place twice it is as at one; at two places it is as at neither."""
+    history = scene.history(Modulation.TARGET)
+    there, elsewhere = history.positions, history.positions + torch.tensor([0.0, 2.0, 0.0])
+    one, other = (
+        scene.run(same(500.0), with_history(scene.network, history._replace(positions=positions), {}))
+        for positions in (there, elsewhere)
+    )
+    twice = history._replace(positions=torch.stack([there, there]))
+    assert torch.equal(scene.run(same(500.0), with_history(scene.network, twice, {})), one)
+    both = history._replace(positions=torch.stack([there, elsewhere]))
+    made = scene.run(same(500.0), with_history(scene.network, both, {}))
+    assert min(relative_error(made, one), relative_error(made, other)) > NOT_ROUNDING
+
+
 def test_frames_being_made_need_not_be_neighbours(scene: Scene) -> None:
     history = scene.history(Modulation.TARGET, first_frame=-OLDER)
     spread = history._replace(target_frames=torch.tensor([0.0, 4.0, 9.0]))
