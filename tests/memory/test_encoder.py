@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import FORWARD_ERROR, relative_error
+from numerics import FORWARD_ERROR, SAME_SUM, relative_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from longreel.memory.encoder import MemoryEncoder, shrink, token_positions
 from longreel.memory.encoder_file import FORMAT, VERSION, read_encoder, read_spec, save_encoder
-from longreel.memory.encoder_spec import RATES, EncoderSpec, LowBranch, Modulation, Rate
+from longreel.memory.encoder_spec import RATES, EncoderSpec, LowBranch, Modulation, Rate, smaller_frames
 from longreel.memory.training.initialise import initialise_encoder
 
 TINY = EncoderSpec(width=32, channels=4, stages=(8, 16), heads=2, rate=Rate(2, 2, 2), base="a tiny model")
@@ -86,6 +88,29 @@ def test_a_film_encoded_piece_by_piece_has_the_tokens_of_the_film_encoded_at_onc
     whole = encoder(latents, embed)
     pieces = torch.cat([encoder(piece, embed) for piece in latents.split((8, 16), dim=2)], dim=1)
     assert relative_error(pieces, whole) < FORWARD_ERROR
+
+
+@pytest.mark.parametrize("rate", [Rate(2, 2, 2), Rate(4, 4, 4)], ids=str)
+def test_averaged_patch_kernels_of_framepack_are_the_low_resolution_branch(rate: Rate) -> None:
+    """FramePack's kernels (2, 4, 4) and (4, 8, 8) begin as the model's own with every number repeated, divided by how often."""
+    spec = smaller_frames(rate)
+    embed, latents = embedding(TINY), film(TINY, 8, 16, 32)
+    kernel = embed.weight / math.prod(rate)
+    for axis, times in enumerate((rate.frames, rate.rows, rate.columns), start=2):
+        kernel = kernel.repeat_interleave(times, dim=axis)
+    packed = functional.conv3d(latents, kernel, embed.bias, stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
+    assert relative_error(MemoryEncoder(spec)(latents, embed), packed) < SAME_SUM
+
+
+def test_an_encoder_without_weights_may_be_for_any_model_and_survives_as_text() -> None:
+    spec = smaller_frames(RATES[0])
+    assert spec.fits_any
+    assert EncoderSpec.from_json(spec.to_json()) == spec
+    assert not replace(spec, width=32, channels=4).fits_any
+    with pytest.raises(ValueError, match="a width of 1 to"):
+        replace(spec, high=True)
+    with pytest.raises(ValueError, match="number of channels of 1 to"):
+        replace(spec, width=32)
 
 
 def test_a_new_encoder_is_its_low_resolution_branch_alone() -> None:

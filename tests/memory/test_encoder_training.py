@@ -15,7 +15,7 @@ import pytest
 import torch
 from numerics import FORWARD_ERROR, NOT_ROUNDING, SAME_SUM, relative_error
 
-from longreel.memory.encoded_history import EncodedHistory, HistoryConfig
+from longreel.memory.encoded_history import EncodedHistory, FilmEncoder
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
 from longreel.memory.training.clips import FilmClips, TileCodec, film_clips
@@ -114,9 +114,8 @@ def test_what_is_read_in_training_lies_where_it_lies_in_a_film(host: object, cod
         batch = clean_batch(config, shorter, window=2)
         trained = read_history(network, encoder, batch)
         made = EncodedHistory(
-            encoder.spec,
-            HistoryConfig(window_frames=2),
-            lambda latents: encoder(latents, network.patch_embedding),
+            [FilmEncoder(encoder.spec, None, lambda latents: encoder(latents, network.patch_embedding))],
+            2,
             lambda latents: network.patch_embedding(latents).flatten(2).transpose(1, 2),
         )
         for frame, prompt in zip(batch.history.unbind(2), shorter.prompts[0], strict=False):
