@@ -22,7 +22,7 @@ from ...memory.encoder_spec import PATCH
 from ...memory.training.lora import TARGETS
 from ..host.build import Family
 from ..host.build_hunyuan import CLIP_WIDTH, MLP_RATIO, TEXT_WIDTH
-from ..host.wan_history import OVERRIDE
+from ..host.keys import OVERRIDE
 
 META, BF16 = torch.device("meta"), torch.bfloat16
 WORDS: dict[Family, int] = {"wan": 512, "hunyuan": 256}

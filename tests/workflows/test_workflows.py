@@ -87,6 +87,7 @@ def apart(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 def test_these_workflows_ship() -> None:
     assert [path.stem for path in WORKFLOWS] == [
+        "HunyuanVideo storyboard with a memory encoder",
         "HunyuanVideo storyboard",
         "Long storyboard - Wan 2.1 1.3B causal - 60 s",
         "Storyboard from a start image - Wan 2.1 1.3B causal",

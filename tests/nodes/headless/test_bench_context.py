@@ -16,6 +16,7 @@ from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import RATES, EncoderSpec, Modulation, Rate
 from longreel.nodes.headless.bench_context import (
     SECONDS,
+    SEGMENT_FRAMES,
     WINDOW_FRAMES,
     call_cost,
     encoder_on_meta,
@@ -24,7 +25,8 @@ from longreel.nodes.headless.bench_context import (
 )
 from longreel.nodes.headless.context_page import context_table, share
 from longreel.nodes.headless.large_models import BF16, LARGE_MODELS, META, LargeModel
-from longreel.nodes.host.wan_history import LAYER, with_history
+from longreel.nodes.host import hunyuan_history, wan_history
+from longreel.nodes.host.build_hunyuan import CLIP_WIDTH
 
 PAGE = ROOT / "memory" / "training" / "ENCODER_COST.md"
 FOUR = Rate(4, 4, 2)
@@ -55,7 +57,7 @@ def test_twenty_seconds_of_wan_are_the_tokens_of_the_papers_table(host: object) 
     model = named("Wan 2.1 14B")
     network = model.network()
     told = {str(rate): tokens_of(model, network, rate, (480, 832), 20) for rate in RATES}
-    assert told == {"4x4x2": 3_640, "2x2x2": 15_600, "2x2x4": 7_800, "2x2x1": 31_200, "2x2x8": 3_900}
+    assert told == {"4x4x2": 3_640, "2x2x2": 15_600, "2x2x4": 7_800, "2x2x1": 31_200, "2x2x8": 3_900, "4x4x4": 1_820}
 
 
 @every_model
@@ -77,11 +79,9 @@ def test_the_networks_are_the_published_ones(host: object, name: str, billions: 
     assert round(sum(weight.numel() for weight in named(name).network().parameters()) / 1e9, 2) == billions
 
 
-@pytest.mark.parametrize("model", [m for m in LARGE_MODELS if m.family == "wan"], ids=lambda model: model.name)
-def test_the_layers_of_wan_see_the_frames_and_the_encoders_tokens_and_the_window(
-    host: object, model: LargeModel
-) -> None:
-    small, size, seconds, made = shallow(model), model.sizes[0], 20, 8
+@every_model
+def test_its_layers_see_the_frames_and_the_encoders_tokens_and_the_window(host: object, model: LargeModel) -> None:
+    small, size, seconds, made = shallow(model), model.sizes[0], SECONDS[0], SEGMENT_FRAMES
     network: Any = small.network()
     latents = small.latents(small.frames(seconds), size)
     tokens = encoder_on_meta(small, FOUR)(latents, small.embed(network))
@@ -95,8 +95,14 @@ def test_the_layers_of_wan_see_the_frames_and_the_encoders_tokens_and_the_window
         out: dict[str, Any] = extra["original_block"](args)
         return out
 
-    options = {"patches_replace": {"dit": {(LAYER, 0): watch}}}
-    joined = with_history(network, History(history, positions, Modulation.TARGET), options)
+    told = History(history, positions, Modulation.TARGET)
+    if model.family == "wan":
+        options = {"patches_replace": {"dit": {(wan_history.LAYER, 0): watch}}}
+        joined = wan_history.with_history(network, told, options)
+    else:
+        options = {"patches_replace": {"dit": {(hunyuan_history.DOUBLE, 0): watch}}}
+        call = hunyuan_history.Call(torch.empty(1, device=META), torch.empty(1, CLIP_WIDTH, device=META, dtype=BF16))
+        joined = hunyuan_history.with_history(network, told, options, call)
     flow = small.call(network, small.latents(made, size), joined)
     own = small.frame_tokens(size)
     assert seen == [(1, (made + WINDOW_FRAMES) * own + tokens.shape[1], model.width)]
