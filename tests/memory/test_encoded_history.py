@@ -13,7 +13,7 @@ from numerics import SAME_SUM, relative_error
 from torch import Tensor, nn
 
 from longreel.memory.encoded_history import EncodedHistory, HistoryConfig, most_tokens
-from longreel.memory.encoder import MemoryEncoder
+from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_spec import RATES, EncoderSpec, Rate
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.transitions import Reach
@@ -29,7 +29,7 @@ def history(rate: Rate = RATES[1], config: HistoryConfig | None = None) -> Encod
     encoder = MemoryEncoder(spec).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     initialise_encoder(encoder, generator)
-    assert encoder.high is not None
+    assert isinstance(encoder.high, HighResolutionBranch)
     encoder.high.project.weight.normal_(generator=generator)
     torch.manual_seed(0)
     embed = nn.Conv3d(4, 8, (1, 2, 2), stride=(1, 2, 2)).requires_grad_(False)
