@@ -28,7 +28,7 @@ from .clips import FilmClips, TileCodec, film_clips
 from .lora import add_lora, load_lora_state, lora_state
 from .recall import sampling_levels
 from .run_folder import RunFolder, generator_for
-from .storyworld import Film, FilmSettings, random_film
+from .storyworld import OWN_SIZE, SIZE_STEP, Film, FilmSettings, Size, random_film
 from .tiny_vae import FIRST_TEST_SEED
 from .words import embed_text, split_words
 
@@ -49,16 +49,20 @@ class EncoderStage(Enum):
 
 
 class Branches(Enum):
-    """Which branches an encoder has; the low-resolution one looks at smaller latents and has no weights."""
+    """Which branches an encoder has; the low-resolution one looks at smaller latents and has no weights.
+
+    A patchifier is a high-resolution branch of one convolution, alone.
+    """
 
     BOTH = "both"
     HIGH = "high"
     LOW = "low"
+    PATCHIFIER = "patchifier"
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderTraining:
-    """How an encoder is trained: films of `history_frames`, `clips` of them a step.
+    """How an encoder is trained: films of `history_frames` in pictures of `size`, `clips` of them a step.
 
     Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
     frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
@@ -88,10 +92,16 @@ class EncoderTraining:
     seed: int = 0
     save_every: int = 50
     start: str = "seeded"
+    size: str = str(OWN_SIZE)
 
     def __post_init__(self) -> None:
         _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
-        rate = Rate.parse(self.rate)
+        rate, size = Rate.parse(self.rate), Size.parse(self.size)
+        if size.height < SIZE_STEP * rate.rows or size.width < SIZE_STEP * rate.columns:
+            raise ValueError(
+                f"Training a {rate} encoder needs pictures of at least {SIZE_STEP * rate.rows}x{SIZE_STEP * rate.columns}, "
+                f"got {size}. Make the pictures larger."
+            )
         if min(self.steps, self.clips, self.lora_rank, self.save_every, self.warm_up, self.segment_frames) < 1:
             raise ValueError(
                 f"Training an encoder needs steps, clips, lora_rank, save_every, warm_up and segment_frames of at least 1, "
@@ -123,10 +133,10 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
     return EncoderSpec(
         width=width,
         rate=Rate.parse(config.rate),
-        stages=config.widths,
+        stages=() if branches is Branches.PATCHIFIER else config.widths,
         heads=4,
         high=branches is not Branches.LOW,
-        low=LowBranch.NONE if branches is Branches.HIGH else LowBranch.LATENTS,
+        low=LowBranch.NONE if branches in (Branches.HIGH, Branches.PATCHIFIER) else LowBranch.LATENTS,
         modulation=Modulation(config.modulation),
         own_prompts=config.own_prompts,
         proportional=config.proportional,
@@ -136,7 +146,8 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
 
 def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
     """The settings of stage II for an encoder that stage I made."""
-    branches = Branches.LOW if not spec.high else Branches.HIGH if spec.low is LowBranch.NONE else Branches.BOTH
+    alone = Branches.HIGH if spec.stages else Branches.PATCHIFIER
+    branches = Branches.LOW if not spec.high else alone if spec.low is LowBranch.NONE else Branches.BOTH
     return EncoderTraining(
         stage=EncoderStage.FINETUNE.value,
         shift=FINETUNE_SHIFT,
@@ -156,7 +167,7 @@ def trained_spec(spec: EncoderSpec, config: EncoderTraining) -> EncoderSpec:
         f"{config.stage} steps": config.steps,
         f"{config.stage} frames": config.history_frames,
         f"{config.stage} seed": config.seed,
-        "films": "Storyworld cartoons, 128x96",
+        "films": f"Storyworld cartoons, {config.size}",
     }
     return replace(spec, trained={**spec.trained, **facts})
 
@@ -326,7 +337,8 @@ def train_encoder(
     clock = time.monotonic()
     with modules.training():
         for step in range(first, config.steps):
-            batch = encoder_batch(config, film_clips(encoder_films(config, step), codec), step)
+            films = encoder_films(config, step)
+            batch = encoder_batch(config, film_clips(films, codec, Size.parse(config.size)), step)
             loss = encoder_loss(modules, network, encoder, batch, config, step)
             optimiser.param_groups[0]["lr"] = config.learning_rate * _rate_factor(config, step)
             optimiser.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .boot import DEVICES, boot_host
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
 from .train_encoder import add_encoder
+from .train_table import add_table
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tiny.add_argument("--family", choices=FAMILIES, default=FAMILIES[0], help="which network (default: wan)")
     tiny.add_argument("--device", choices=DEVICES, default="auto")
     tiny.set_defaults(train=run_tiny)
-    add_encoder(models)
+    add_table(add_encoder(models))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,23 +15,38 @@ from .render import INTERRUPTED_EXIT, check_folder, set_logging
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
+    from ...memory.encoder import MemoryEncoder
     from ...memory.training.encoder_training import EncoderTraining
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
 ENCODER_FILE, LORA_FILE = "encoder.safetensors", "encoder_lora.safetensors"
 RETRIEVAL_FILE, RECALL_FILE = "retrieval.json", "recall.json"
+BRANCHES = ("both", "high", "low", "patchifier")
+SIZE, LARGER = "96x128", "128x192"
 TELL_EVERY = 25
 
 
-def add_encoder(models: Any) -> None:
-    """`longreel train encoder pretrain` and `finetune`."""
+def add_encoder(models: Any) -> Any:
+    """`longreel train encoder pretrain` and `finetune`; gives the place for more."""
     encoder = models.add_parser("encoder", help="a memory encoder for the tiny model, on cartoons made as it goes")
     stages = encoder.add_subparsers(metavar="STAGE", required=True)
     pretrain = stages.add_parser("pretrain", help="stage I: any frame of a film must come back from its tokens")
     finetune = stages.add_parser("finetune", help="stage II: the film goes on beside its tokens")
     pretrain.add_argument("--rate", default="2x2x2", help="4x4x2, 2x2x2, 2x2x1, 2x2x4 or 2x2x8 (default: 2x2x2)")
-    branches, levels = ("both", "high", "low"), ("clean", "target")
-    pretrain.add_argument("--branches", choices=branches, default="both", help="leave one out, to compare")
+    levels = ("clean", "target")
+    pretrain.add_argument(
+        "--branches",
+        choices=BRANCHES,
+        default="both",
+        help="leave one out, to compare, or take a single large convolution instead (FramePack's way)",
+    )
+    pretrain.add_argument(
+        "--size",
+        default=SIZE,
+        metavar="HEIGHTxWIDTH",
+        help=f"of the cartoons, multiples of 16, such as {LARGER} (default: {SIZE})",
+    )
+    pretrain.add_argument("--clips", type=int, default=6, help="films a step (default: 6)")
     pretrain.add_argument("--modulation", choices=levels, default="clean", help="noise level that tokens are told")
     pretrain.add_argument(
         "--one-prompt",
@@ -54,6 +69,7 @@ def add_encoder(models: Any) -> None:
         )
         parser.add_argument("--seed", type=int, default=0, help="other films and another encoder (default: 0)")
         parser.set_defaults(train=run_encoder, stage=stage)
+    return stages
 
 
 def run_encoder(args: argparse.Namespace) -> int:
@@ -62,51 +78,31 @@ def run_encoder(args: argparse.Namespace) -> int:
     Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
     """
     config, start = _settings(args)
-    if importlib.util.find_spec("peft") is None:
-        raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
-    check_folder(args.out)
-    set_logging(verbose=False)
-    boot_host("cpu")
+    prepare(args.out)
     import peft
-    import torch
 
-    from ...memory.encoder import MemoryEncoder
-    from ...memory.encoder_file import save_encoder
     from ...memory.training.encoder_recall import CHARACTERS, measure_encoder_recall
-    from ...memory.training.encoder_training import tiny_encoder_spec, train_encoder, trained_spec
-    from ...memory.training.initialise import initialise_encoder
-    from ...memory.training.lora import save_lora
-    from ...memory.training.retrieval import measure_retrieval
+    from ...memory.training.encoder_training import train_encoder
+    from ...memory.training.retrieval import ask_films, mean_retrieval
     from ...memory.training.run_folder import RunFolder
-    from ..host.build import TinyWanSpec, host_modules, shipped_weights
-    from .train import LAYERS, tiny_codec
+    from ..host.build import host_modules
+    from .train import tiny_codec
 
     RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
     modules = host_modules()
     codec = tiny_codec(modules, args.out)
-    weights = shipped_weights("wan")
-    if weights is None:
-        raise WorkflowError("Training an encoder needs the weights of the tiny Wan, got none in memory/weights.")
-    spec_of_model = TinyWanSpec(layers=LAYERS)
-    network = modules.new_wan(spec_of_model)
-    network.load_state_dict(weights)
-    encoder = MemoryEncoder(tiny_encoder_spec(config, spec_of_model.width) if start is None else start[0])
-    if start is None:
-        initialise_encoder(encoder, torch.Generator().manual_seed(config.seed))
-    else:
-        encoder.load_state_dict(start[1])
+    network, encoder = new_pair(config, start)
     print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
     try:
-        train_encoder(config, modules, peft, network, encoder, codec, args.out, _tell, _lora(args))
+        train_encoder(config, modules, peft, network, encoder, codec, args.out, tell_step, _lora(args))
     except KeyboardInterrupt:
         print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
         return INTERRUPTED_EXIT
-    save_encoder(args.out / ENCODER_FILE, trained_spec(encoder.spec, config), encoder.state_dict())
-    save_lora(args.out / LORA_FILE, network)
+    save_pair(args.out, config, network, encoder)
     print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
     if args.stage == "pretrain":
-        found = measure_retrieval(config, modules, network, encoder, codec)
-        _write(args.out / RETRIEVAL_FILE, {name: quality._asdict() for name, quality in found._asdict().items()})
+        found = mean_retrieval(ask_films(config, modules, network, encoder, codec))
+        write_json(args.out / RETRIEVAL_FILE, {name: quality._asdict() for name, quality in found._asdict().items()})
         print(
             f"Frames from anywhere in unseen films come back at {found.marked} where they were marked, at {found.whole} "
             f"where nobody said which would be asked for, at {found.other} from another film and at {found.nothing} from "
@@ -118,7 +114,7 @@ def run_encoder(args: argparse.Namespace) -> int:
         )
         return 0
     recalled = measure_encoder_recall(config, modules, network, encoder, codec)
-    _write(args.out / RECALL_FILE, recalled._asdict())
+    write_json(args.out / RECALL_FILE, recalled._asdict())
     print(
         f"Who comes back looks like before to {recalled.identity:.2f} (cosine) and is told from {CHARACTERS} in "
         f"{recalled.who:.0%} of unseen films; {recalled.swapped:.0%} when another name is asked for. With another film's "
@@ -128,7 +124,51 @@ def run_encoder(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
+def prepare(out: Path) -> None:
+    """Whether there is all that training needs, and the host. Raises WorkflowError where something is missing."""
+    if importlib.util.find_spec("peft") is None:
+        raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
+    check_folder(out)
+    set_logging(verbose=False)
+    boot_host("cpu")
+    from ..host.build import shipped_weights
+
+    if shipped_weights("wan") is None:
+        raise WorkflowError("Training an encoder needs the weights of the tiny Wan, got none in memory/weights.")
+
+
+def new_pair(config: EncoderTraining, start: Any = None) -> tuple[Any, MemoryEncoder]:
+    """The tiny model that ships, without adapters, and a new encoder, or the one whose spec and weights are `start`."""
+    import torch
+
+    from ...memory.encoder import MemoryEncoder
+    from ...memory.training.encoder_training import tiny_encoder_spec
+    from ...memory.training.initialise import initialise_encoder
+    from ..host.build import TinyWanSpec, host_modules, shipped_weights
+    from .train import LAYERS
+
+    spec = TinyWanSpec(layers=LAYERS)
+    network: Any = host_modules().new_wan(spec)
+    network.load_state_dict(shipped_weights("wan"))
+    encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width) if start is None else start[0])
+    if start is None:
+        initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), network.patch_embedding)
+    else:
+        encoder.load_state_dict(start[1])
+    return network, encoder
+
+
+def save_pair(out: Path, config: EncoderTraining, network: Any, encoder: MemoryEncoder) -> None:
+    """Write the encoder, with what is worth knowing of this training, and the adapters."""
+    from ...memory.encoder_file import save_encoder
+    from ...memory.training.encoder_training import trained_spec
+    from ...memory.training.lora import save_lora
+
+    save_encoder(out / ENCODER_FILE, trained_spec(encoder.spec, config), encoder.state_dict())
+    save_lora(out / LORA_FILE, network)
+
+
+def write_json(path: Path, found: Any) -> None:
     from ...memory.whole_file import whole_file
 
     with whole_file(path) as part:
@@ -142,7 +182,8 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
 
     try:
         if args.stage == "pretrain":
-            given = {name: getattr(args, name) for name in ("steps", "rate", "branches", "modulation", "seed")}
+            names = ("steps", "rate", "branches", "modulation", "seed", "size", "clips")
+            given = {name: getattr(args, name) for name in names}
             return EncoderTraining(**given, own_prompts=not args.one_prompt, proportional=not args.counts_once), None
         files = {"--encoder": args.encoder, "--lora": args.lora}
         for name, file in files.items():
@@ -166,6 +207,6 @@ def _lora(args: argparse.Namespace) -> Any:
     return load_file(args.lora)
 
 
-def _tell(row: dict[str, float]) -> None:
+def tell_step(row: dict[str, float]) -> None:
     if row["step"] % TELL_EVERY == 0:
         print(f"step {row['step']:5.0f}   loss {row['loss']:.3f}   {row['seconds']:.0f} s")

@@ -40,7 +40,8 @@ from longreel.memory.training.encoder_training import (
 )
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.training.lora import add_lora, lora_state, save_lora
-from longreel.memory.training.retrieval import measure_retrieval, structural_similarity
+from longreel.memory.training.retrieval import ask_films, mean_retrieval, structural_similarity
+from longreel.memory.training.retrieval_table import row_of
 from longreel.memory.training.storyworld import HEIGHT, WIDTH
 from longreel.memory.training.words import split_words
 from longreel.memory.whole_file import ProjectError
@@ -204,6 +205,17 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     assert (tmp_path / "broken" / "curve.png").stat().st_size > 0
 
 
+def test_larger_pictures_are_trained_and_asked_for(host: object, codec: TileCodec, tmp_path: Path) -> None:
+    modules, config = host_modules(), replace(SHORT, steps=1, size="128x192", rate="4x4x2")
+    network, encoder = modules.new_wan(SPEC), new_encoder(config)
+    train_encoder(config, modules, peft, network, encoder, codec, tmp_path)
+    asked = ask_films(config, modules, network, encoder, codec, batches=1)
+    assert asked[0].true.shape == (128, 192, 3)
+    row = row_of(config, encoder, asked)
+    assert row["tokens_per_second"] == 2 * 3 * 2
+    assert trained_spec(encoder.spec, config).trained["films"] == "Storyworld cartoons, 128x192"
+
+
 def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec, tmp_path: Path) -> None:
     modules = host_modules()
     train_encoder(replace(SHORT, steps=1), modules, peft, modules.new_wan(SPEC), new_encoder(), codec, tmp_path)
@@ -220,6 +232,8 @@ def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec
         ({"stage": "third"}, "not a valid EncoderStage"),
         ({"branches": "some"}, "not a valid Branches"),
         ({"history_frames": 1}, "films of at least 2 frames"),
+        ({"size": "wide"}, "needs a size like 96x128"),
+        ({"size": "48x64", "rate": "4x4x2"}, "pictures of at least 64x64, got 48x64"),
         ({"kept_frames": 7}, "1 or more are kept, got 6 and 7"),
     ],
 )
@@ -293,7 +307,7 @@ def test_stage_two_takes_the_encoder_of_stage_one(branches: Branches, modulation
     assert trained_spec(spec, config).trained.keys() > spec.trained.keys()
 
 
-@pytest.mark.parametrize("branches", [Branches.HIGH, Branches.LOW])
+@pytest.mark.parametrize("branches", [Branches.HIGH, Branches.LOW, Branches.PATCHIFIER])
 def test_an_encoder_of_one_branch_is_trained_written_and_read(
     host: object, codec: TileCodec, tmp_path: Path, branches: Branches
 ) -> None:
@@ -303,7 +317,7 @@ def test_an_encoder_of_one_branch_is_trained_written_and_read(
     save_encoder(tmp_path / "encoder.safetensors", encoder.spec, encoder.state_dict())
     spec, weights = read_encoder(tmp_path / "encoder.safetensors")
     assert spec == encoder.spec
-    assert bool(weights) is (branches is Branches.HIGH)
+    assert bool(weights) is (branches is not Branches.LOW)
 
 
 def test_retrieval_is_measured_on_films_that_no_training_sees_and_gives_the_same_numbers_again(
@@ -311,12 +325,17 @@ def test_retrieval_is_measured_on_films_that_no_training_sees_and_gives_the_same
 ) -> None:
     modules = host_modules()
     network, encoder = modules.new_wan(SPEC), new_encoder()
-    found = measure_retrieval(SHORT, modules, network, encoder, codec, batches=1)
-    assert measure_retrieval(SHORT, modules, network, encoder, codec, batches=1) == found
+    asked = ask_films(SHORT, modules, network, encoder, codec, batches=1)
+    found = mean_retrieval(asked)
+    assert mean_retrieval(ask_films(SHORT, modules, network, encoder, codec, batches=1)) == found
     assert len(set(found)) == 4
     assert all(0 < quality.psnr < 40 and -1 < quality.ssim < 1 for quality in found)
+    psnrs = [film.found.marked.psnr for film in asked]
+    assert found.marked.psnr == pytest.approx(sum(psnrs) / SHORT.clips)
+    assert asked[0].true.shape == (HEIGHT, WIDTH, 3)
+    assert asked[0].made.shape == (4, HEIGHT, WIDTH, 3)
     with pytest.raises(ValueError, match="settings of stage I"):
-        measure_retrieval(STAGES[EncoderStage.FINETUNE], modules, network, encoder, codec)
+        ask_films(STAGES[EncoderStage.FINETUNE], modules, network, encoder, codec)
 
 
 def test_structural_similarity_is_what_its_formula_gives_where_it_is_known() -> None:
