@@ -30,6 +30,7 @@ from .recall import sampling_levels
 from .run_folder import RunFolder, generator_for
 from .storyworld import OWN_SIZE, SIZE_STEP, Film, FilmSettings, Size, random_film
 from .tiny_vae import FIRST_TEST_SEED
+from .video_films import VideoFilms
 from .words import embed_text, split_words
 
 FIRST_CHUNKS, SHORTER = 0.05, 0.25
@@ -37,6 +38,8 @@ FIRST_CHUNKS, SHORTER = 0.05, 0.25
 FINETUNE_SHIFT = 8.0
 """Only frames of much noise need history; a returning character is decided there."""
 SAMPLING_STEPS = 8
+TEST_SEEDS = 1_000_000
+"""How many films there are that no training sees, from FIRST_TEST_SEED on."""
 FAINTEST = 0.2
 """Frames that are not kept are noised at least this much, as in the paper."""
 
@@ -66,7 +69,7 @@ class EncoderTraining:
 
     Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
     frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
-    times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
+    times. `films` names what they are. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
     they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what training starts from.
     """
 
@@ -93,6 +96,7 @@ class EncoderTraining:
     save_every: int = 50
     start: str = "seeded"
     size: str = str(OWN_SIZE)
+    films: str = "Storyworld cartoons"
 
     def __post_init__(self) -> None:
         _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
@@ -113,6 +117,11 @@ class EncoderTraining:
                 f"Training a {rate} encoder needs films of at least {rate.frames} frames, of which 1 or more are kept, got "
                 f"{self.history_frames} and {self.kept_frames}. Make the films longer."
             )
+
+    @property
+    def film_frames(self) -> int:
+        """Latent frames of a film: the history, and in stage II what goes on with it."""
+        return self.history_frames + (self.segment_frames if self.stage == EncoderStage.FINETUNE.value else 0)
 
 
 class EncoderBatch(NamedTuple):
@@ -167,7 +176,7 @@ def trained_spec(spec: EncoderSpec, config: EncoderTraining) -> EncoderSpec:
         f"{config.stage} steps": config.steps,
         f"{config.stage} frames": config.history_frames,
         f"{config.stage} seed": config.seed,
-        "films": f"Storyworld cartoons, {config.size}",
+        "films": f"{config.films}, {config.size}",
     }
     return replace(spec, trained={**spec.trained, **facts})
 
@@ -196,6 +205,16 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
         if returns and (not films or _words(film) == _words(films[0])):
             films.append(film)
     return films
+
+
+def films_of(
+    config: EncoderTraining, codec: TileCodec, videos: VideoFilms | None, number: int, unseen: bool = False
+) -> FilmClips:
+    """The films of a step, drawn, or out of `videos`; `unseen` are those that no training sees."""
+    if videos is not None:
+        return videos.clips(config.clips, config.seed, number, unseen)
+    seeds = (FIRST_TEST_SEED, TEST_SEEDS) if unseen else (0, FIRST_TEST_SEED)
+    return film_clips(encoder_films(config, number, *seeds), codec, Size.parse(config.size))
 
 
 def _words(film: Film) -> int:
@@ -314,11 +333,12 @@ def train_encoder(
     out: Path,
     tell: Callable[[dict[str, float]], None] = lambda row: None,
     lora: dict[str, Tensor] | None = None,
+    videos: VideoFilms | None = None,
 ) -> None:
     """Train `encoder` and a new LoRA on `network` in place, or continue the run in `out`.
 
     `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log,
-    `lora` are adapters to begin with in place of new ones. The same settings
+    `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons. The same settings
     give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or the run in
     `out` has other settings; the last checkpoint stays whole.
     """
@@ -337,8 +357,7 @@ def train_encoder(
     clock = time.monotonic()
     with modules.training():
         for step in range(first, config.steps):
-            films = encoder_films(config, step)
-            batch = encoder_batch(config, film_clips(films, codec, Size.parse(config.size)), step)
+            batch = encoder_batch(config, films_of(config, codec, videos, step), step)
             loss = encoder_loss(modules, network, encoder, batch, config, step)
             optimiser.param_groups[0]["lr"] = config.learning_rate * _rate_factor(config, step)
             optimiser.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,21 +12,20 @@ from torch.nn import functional
 
 from ..encoded_history import History
 from ..encoder import MemoryEncoder
-from .clips import TileCodec, decode_latents, film_clips
+from .clips import TileCodec, decode_latents
 from .encoder_training import (
     EncoderStage,
     EncoderTraining,
     draw_frames,
     encoder_batch,
-    encoder_films,
+    films_of,
     read_history,
 )
 from .run_folder import generator_for
-from .storyworld import FRAME_STRIDE, Size
-from .tiny_vae import FIRST_TEST_SEED, psnr
+from .storyworld import FRAME_STRIDE
+from .tiny_vae import psnr
+from .video_films import VideoFilms
 
-TEST_SEEDS = 1_000_000
-"""How many films there are that no training sees, from FIRST_TEST_SEED on."""
 _SSIM_RADIUS, _SSIM_SPREAD = 5, 1.5  # pixels
 _SSIM_FLOORS = (0.01**2, 0.03**2)  # for pictures of 0 to 1
 
@@ -63,19 +63,27 @@ class AskedFilm(NamedTuple):
 
 @torch.no_grad()
 def ask_films(
-    config: EncoderTraining, modules: Any, network: Any, encoder: MemoryEncoder, codec: TileCodec, batches: int = 4
+    config: EncoderTraining,
+    modules: Any,
+    network: Any,
+    encoder: MemoryEncoder,
+    codec: TileCodec,
+    batches: int = 4,
+    videos: VideoFilms | None = None,
 ) -> list[AskedFilm]:
-    """Ask for `config.kept_frames` random frames of unseen films, `config.clips` films a batch, under no prompt.
+    """Ask for `config.kept_frames` random frames of unseen films, `config.clips` films a batch, two or more, under no prompt.
+
+    They are cartoons, or the ends of `videos`, which training leaves out.
 
     Raises ValueError for the settings of stage II, which asks for no frames.
     """
     if config.stage != EncoderStage.PRETRAIN.value:
         raise ValueError(f"Retrieval needs the settings of stage I, got {config.stage}. Measure a pretrained encoder.")
+    config = replace(config, clips=max(2, config.clips))
     asked = []
     with modules.training():
         for number in range(batches):
-            films = encoder_films(config, number, FIRST_TEST_SEED, TEST_SEEDS)
-            clips = film_clips(films, codec, Size.parse(config.size))
+            clips = films_of(config, codec, videos, number, unseen=True)
             marked = encoder_batch(config, clips, number)
             whole = read_history(network, encoder, marked._replace(history=clips.latents))
             assert whole is not None

@@ -194,14 +194,21 @@ def _tell(row: dict[str, float]) -> None:
 
 
 def tiny_codec(modules: Any, out: Path) -> TileCodec:
-    """The matrix of the tiny VAE: of the one that ships, or of one fitted now and kept in `out`."""
+    """The matrix of the tiny VAE."""
+    from ...memory.training.clips import probe_codec
+    from ...memory.training.storyworld import FilmSettings, random_film
+
+    films = [random_film(index, FilmSettings(chunks=6)) for index in range(PROBE_FILMS)]
+    return probe_codec(tiny_vae(modules, out), films, modules.latent_mean, modules.latent_std)
+
+
+def tiny_vae(modules: Any, out: Path) -> Any:
+    """The tiny VAE that ships, or one fitted now and kept in `out`; only to run."""
     from safetensors.torch import load_file
 
-    from ...memory.training.clips import probe_codec
     from ...memory.training.export import save_weights
     from ...memory.training.linear_codec import drop_silent_branches
     from ...memory.training.real_clips import real_clips
-    from ...memory.training.storyworld import FilmSettings, random_film
     from ...memory.training.tiny_vae import TinyVaeFit, fit_tiny_vae
     from ..host.build import host_modules, shipped_weights
 
@@ -221,5 +228,4 @@ def tiny_codec(modules: Any, out: Path) -> TileCodec:
     vae = modules.new_vae(weights["decoder.head.0.gamma"].shape[0])
     vae.load_state_dict(weights)
     drop_silent_branches(vae)
-    films = [random_film(index, FilmSettings(chunks=6)) for index in range(PROBE_FILMS)]
-    return probe_codec(vae, films, modules.latent_mean, modules.latent_std)
+    return vae

@@ -7,11 +7,13 @@ import hashlib
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .boot import boot_host
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
+from .train_videos import OWN_SIZE, add_source, captioned_videos, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
 ENCODER_FILE, LORA_FILE = "encoder.safetensors", "encoder_lora.safetensors"
-RETRIEVAL_FILE, RECALL_FILE = "retrieval.json", "recall.json"
+RETRIEVAL_FILE, RECALL_FILE, CONTINUATION_FILE = "retrieval.json", "recall.json", "continuation.json"
 BRANCHES = ("both", "high", "low", "patchifier")
-SIZE, LARGER = "96x128", "128x192"
+CLIPS = 6
 TELL_EVERY = 25
 
 
@@ -40,13 +42,6 @@ def add_encoder(models: Any) -> Any:
         default="both",
         help="leave one out, to compare, or take a single large convolution instead (FramePack's way)",
     )
-    pretrain.add_argument(
-        "--size",
-        default=SIZE,
-        metavar="HEIGHTxWIDTH",
-        help=f"of the cartoons, multiples of 16, such as {LARGER} (default: {SIZE})",
-    )
-    pretrain.add_argument("--clips", type=int, default=6, help="films a step (default: 6)")
     pretrain.add_argument("--modulation", choices=levels, default="clean", help="noise level that tokens are told")
     pretrain.add_argument(
         "--one-prompt",
@@ -67,7 +62,9 @@ def add_encoder(models: Any) -> Any:
         parser.add_argument(
             "--steps", type=int, default=STEPS[stage], help=f"up to this step (default: {STEPS[stage]})"
         )
+        parser.add_argument("--clips", type=int, default=CLIPS, help=f"films a step (default: {CLIPS})")
         parser.add_argument("--seed", type=int, default=0, help="other films and another encoder (default: 0)")
+        add_source(parser)
         parser.set_defaults(train=run_encoder, stage=stage)
     return stages
 
@@ -78,9 +75,11 @@ def run_encoder(args: argparse.Namespace) -> int:
     Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
     """
     config, start = _settings(args)
+    captioned = captioned_videos(args.videos)
     prepare(args.out)
     import peft
 
+    from ...memory.training.continuation import measure_continuation
     from ...memory.training.encoder_recall import CHARACTERS, measure_encoder_recall
     from ...memory.training.encoder_training import train_encoder
     from ...memory.training.retrieval import ask_films, mean_retrieval
@@ -88,20 +87,22 @@ def run_encoder(args: argparse.Namespace) -> int:
     from ..host.build import host_modules
     from .train import tiny_codec
 
-    RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
     modules = host_modules()
+    videos = video_films(captioned, config.size, config.film_frames, modules, args.out)
+    config = config if videos is None else replace(config, films=videos.name)
+    RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
     codec = tiny_codec(modules, args.out)
     network, encoder = new_pair(config, start)
     print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
     try:
-        train_encoder(config, modules, peft, network, encoder, codec, args.out, tell_step, _lora(args))
+        train_encoder(config, modules, peft, network, encoder, codec, args.out, tell_step, _lora(args), videos)
     except KeyboardInterrupt:
         print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
         return INTERRUPTED_EXIT
     save_pair(args.out, config, network, encoder)
     print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
     if args.stage == "pretrain":
-        found = mean_retrieval(ask_films(config, modules, network, encoder, codec))
+        found = mean_retrieval(ask_films(config, modules, network, encoder, codec, videos=videos))
         write_json(args.out / RETRIEVAL_FILE, {name: quality._asdict() for name, quality in found._asdict().items()})
         print(
             f"Frames from anywhere in unseen films come back at {found.marked} where they were marked, at {found.whole} "
@@ -111,6 +112,14 @@ def run_encoder(args: argparse.Namespace) -> int:
         print(
             f"Stage II:  longreel train encoder finetune --encoder {args.out / ENCODER_FILE} --lora {args.out / LORA_FILE} "
             "--out ANOTHER_FOLDER"
+        )
+        return 0
+    if videos is not None:
+        going_on = measure_continuation(config, modules, network, encoder, codec, videos)
+        write_json(args.out / CONTINUATION_FILE, going_on._asdict())
+        print(
+            f"What comes next in the parts of the videos that were left out has an error of {going_on.own:.3f} beside the film's own "
+            f"tokens, {going_on.other:.3f} beside another film's and {going_on.nothing:.3f} beside none."
         )
         return 0
     recalled = measure_encoder_recall(config, modules, network, encoder, codec)
@@ -180,11 +189,18 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     from ...memory.encoder_file import read_encoder
     from ...memory.training.encoder_training import EncoderTraining, finetuning_of
 
+    common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "size", "history_frames")}
+    if args.stage == "finetune" and args.videos is None and args.size != OWN_SIZE:
+        raise WorkflowError(
+            f"--size needs --videos in stage II, got {args.size} for cartoons: who comes back is judged in pictures of "
+            f"{OWN_SIZE}. Leave it out."
+        )
     try:
         if args.stage == "pretrain":
-            names = ("steps", "rate", "branches", "modulation", "seed", "size", "clips")
-            given = {name: getattr(args, name) for name in names}
-            return EncoderTraining(**given, own_prompts=not args.one_prompt, proportional=not args.counts_once), None
+            given = {name: getattr(args, name) for name in ("rate", "branches", "modulation")}
+            return EncoderTraining(
+                **common, **given, own_prompts=not args.one_prompt, proportional=not args.counts_once
+            ), None
         files = {"--encoder": args.encoder, "--lora": args.lora}
         for name, file in files.items():
             if file is not None and not file.is_file():
@@ -193,7 +209,7 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
                 )
         start = read_encoder(args.encoder)
         known = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
-        return finetuning_of(start[0], steps=args.steps, seed=args.seed, start=" ".join(known)), start
+        return finetuning_of(start[0], **common, start=" ".join(known)), start
     except ValueError as error:
         raise WorkflowError(str(error)) from error
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .render import INTERRUPTED_EXIT
-from .train_encoder import BRANCHES, LARGER, RETRIEVAL_FILE, new_pair, prepare, save_pair, tell_step, write_json
+from .train_encoder import BRANCHES, RETRIEVAL_FILE, new_pair, prepare, save_pair, tell_step, write_json
+from .train_videos import add_source, captioned_videos, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from ...memory.training.clips import TileCodec
     from ...memory.training.encoder_training import EncoderTraining
+    from ...memory.training.video_films import VideoFilms
 
-STEPS, CLIPS, COOL_DOWN = 250, 2, 100
+STEPS, CLIPS, COOL_DOWN, SIZE = 250, 2, 100, "128x192"
 PICTURES_FILE = "retrieved.png"
 TABLE, SHEET = "table", "sheet.png"
 MEASURED_FILMS = 16
@@ -31,7 +33,7 @@ def add_table(stages: Any) -> None:
     table.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder a row, table and pictures")
     table.add_argument("--steps", type=int, default=STEPS, help=f"of every row (default: {STEPS})")
     table.add_argument("--clips", type=int, default=CLIPS, help=f"films a step (default: {CLIPS})")
-    table.add_argument("--size", default=LARGER, metavar="HEIGHTxWIDTH", help=f"of the cartoons (default: {LARGER})")
+    add_source(table, SIZE)
     table.add_argument("--films", type=int, default=MEASURED_FILMS, help=f"measured (default: {MEASURED_FILMS})")
     table.add_argument("--seed", type=int, default=0, help="other films and other encoders (default: 0)")
     table.add_argument(
@@ -49,16 +51,20 @@ def run_table(args: argparse.Namespace) -> int:
     Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
     """
     configs = _settings(args)
+    captioned = captioned_videos(args.videos)
     prepare(args.out)
     from ..host.build import host_modules
     from .train import tiny_codec
 
+    videos = video_films(captioned, args.size, args.history_frames, host_modules(), args.out)
+    if videos is not None:
+        configs = tuple(replace(config, films=videos.name) for config in configs)
     codec = tiny_codec(host_modules(), args.out)
     print(f"{len(configs)} rows of {args.steps} steps. Ctrl-C stops it; the same command goes on.")
     rows = []
     try:
         for config in configs:
-            rows.append(_row(args, config, codec))
+            rows.append(_row(args, config, codec, videos))
             _write_table(args.out, rows)
     except KeyboardInterrupt:
         print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
@@ -73,13 +79,18 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, ...]:
     from ...memory.training.retrieval_table import ROWS, table_settings
 
     rows = ROWS if args.row is None else [_parsed(row) for row in args.row]
-    if args.films < 1 or args.films % max(1, args.clips):
+    if args.films < 1 or args.films % max(2, args.clips):
         raise WorkflowError(
-            f"--films needs a multiple of --clips ({args.clips}), got {args.films}. Measure more films."
+            f"--films needs a multiple of --clips ({args.clips}) and of 2, got {args.films}. Measure more films."
         )
     try:
         base = EncoderTraining(
-            steps=args.steps, clips=args.clips, size=args.size, seed=args.seed, cool_down=min(COOL_DOWN, args.steps)
+            steps=args.steps,
+            clips=args.clips,
+            size=args.size,
+            history_frames=args.history_frames,
+            seed=args.seed,
+            cool_down=min(COOL_DOWN, args.steps),
         )
         return table_settings(base, rows)
     except ValueError as error:
@@ -93,7 +104,9 @@ def _parsed(row: str) -> tuple[str, str]:
     return rate, branches
 
 
-def _row(args: argparse.Namespace, config: EncoderTraining, codec: TileCodec) -> dict[str, Any]:
+def _row(
+    args: argparse.Namespace, config: EncoderTraining, codec: TileCodec, videos: VideoFilms | None
+) -> dict[str, Any]:
     """The row from its folder, or trained and measured now."""
     import peft
 
@@ -111,9 +124,9 @@ def _row(args: argparse.Namespace, config: EncoderTraining, codec: TileCodec) ->
         if same and len(row["films"]["marked"]) == args.films:
             return row
     network, encoder = new_pair(config)
-    train_encoder(config, host_modules(), peft, network, encoder, codec, folder, tell_step)
+    train_encoder(config, host_modules(), peft, network, encoder, codec, folder, tell_step, videos=videos)
     save_pair(folder, config, network, encoder)
-    asked = ask_films(config, host_modules(), network, encoder, codec, args.films // config.clips)
+    asked = ask_films(config, host_modules(), network, encoder, codec, args.films // max(2, config.clips), videos)
     with whole_file(folder / PICTURES_FILE) as part:
         film_strips(asked).save(part, format="PNG")
     row = row_of(config, encoder, asked)

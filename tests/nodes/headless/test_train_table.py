@@ -20,7 +20,7 @@ from longreel.nodes.headless.cli import main
         (["--row", "2x2x2"], "error: --row needs RATE:BRANCHES with branches both"),
         (["--row", "2x2x2:both", "--row", "2x2x2:both"], "error: A table needs rows that differ"),
         (["--size", "large"], "error: A picture needs a size like 96x128"),
-        (["--films", "3"], "error: --films needs a multiple of --clips (2), got 3"),
+        (["--films", "3"], "error: --films needs a multiple of --clips (2) and of 2, got 3"),
     ],
 )
 def test_bad_arguments_are_one_line_before_anything_is_loaded(
@@ -34,7 +34,7 @@ def test_bad_arguments_are_one_line_before_anything_is_loaded(
 def test_rows_are_trained_measured_and_shown_side_by_side_and_only_once(
     tmp_path: Path, host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["train", "encoder", "table", "--out", str(tmp_path), "--steps", "1", "--clips", "1", "--films", "1"]
+    command = ["train", "encoder", "table", "--out", str(tmp_path), "--steps", "1", "--clips", "1", "--films", "2"]
     command += ["--size", "96x128", "--row", "2x2x8:patchifier"]
     assert main(command) == 0
     found = tmp_path / "2x2x8-patchifier" / "retrieval.json"
