@@ -28,7 +28,7 @@ from .clips import FilmClips, TileCodec, film_clips
 from .lora import add_lora, load_lora_state, lora_state
 from .recall import sampling_levels
 from .run_folder import RunFolder, generator_for
-from .storyworld import OWN_SIZE, SIZE_STEP, Film, FilmSettings, Size, random_film
+from .storyworld import OWN_SIZE, SIZE_STEP, USUAL_PACE, Film, FilmSettings, Size, random_film
 from .tiny_vae import FIRST_TEST_SEED
 from .video_films import VideoFilms
 from .words import embed_text, split_words
@@ -40,6 +40,8 @@ FINETUNE_SHIFT = 8.0
 SAMPLING_STEPS = 8
 TEST_SEEDS = 1_000_000
 """How many films there are that no training sees, from FIRST_TEST_SEED on."""
+LONGEST_SHOT = 5
+"""Latent frames of a cartoon's shot at most."""
 FAINTEST = 0.2
 """Frames that are not kept are noised at least this much, as in the paper."""
 
@@ -69,7 +71,7 @@ class EncoderTraining:
 
     Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
     frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
-    times. `films` names what they are. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
+    times. `films` names what they are; cartoons have shots of at most `longest_shot` frames and move at `pace` times the usual. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
     they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what training starts from.
     """
 
@@ -97,6 +99,8 @@ class EncoderTraining:
     start: str = "seeded"
     size: str = str(OWN_SIZE)
     films: str = "Storyworld cartoons"
+    longest_shot: int = LONGEST_SHOT
+    pace: float = USUAL_PACE
 
     def __post_init__(self) -> None:
         _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
@@ -112,6 +116,7 @@ class EncoderTraining:
                 f"got {self.steps}, {self.clips}, {self.lora_rank}, {self.save_every}, {self.warm_up} and "
                 f"{self.segment_frames}. Raise the one that is too small."
             )
+        FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
         if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:
             raise ValueError(
                 f"Training a {rate} encoder needs films of at least {rate.frames} frames, of which 1 or more are kept, got "
@@ -155,11 +160,15 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
 
 def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
     """The settings of stage II for an encoder that stage I made."""
+    stage = EncoderStage.FINETUNE.value
+    return replace(pretraining_of(spec, **settings), stage=stage, shift=FINETUNE_SHIFT)
+
+
+def pretraining_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
+    """The settings of stage I under which an encoder that is there could have been made, and is asked for frames."""
     alone = Branches.HIGH if spec.stages else Branches.PATCHIFIER
     branches = Branches.LOW if not spec.high else alone if spec.low is LowBranch.NONE else Branches.BOTH
     return EncoderTraining(
-        stage=EncoderStage.FINETUNE.value,
-        shift=FINETUNE_SHIFT,
         rate=str(spec.rate),
         widths=spec.stages,
         branches=branches.value,
@@ -196,7 +205,10 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
     frames = 1 if config.stage == EncoderStage.PRETRAIN.value else config.segment_frames
     extra = 0 if config.stage == EncoderStage.PRETRAIN.value else 1
     settings = FilmSettings(
-        chunks=config.history_frames // frames + extra, chunk_frames=frames, longest_shot=4 // frames + 1
+        chunks=config.history_frames // frames + extra,
+        chunk_frames=frames,
+        longest_shot=(config.longest_shot - 1) // frames + 1,
+        pace=config.pace,
     )
     films: list[Film] = []
     while len(films) < config.clips:

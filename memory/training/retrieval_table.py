@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..encoder import MemoryEncoder
 from .clips import TILE
-from .encoder_training import Branches, EncoderTraining
+from .encoder_training import LONGEST_SHOT, Branches, EncoderTraining
 from .recall_statistics import mean_interval
 from .retrieval import AskedFilm, Retrieval, mean_retrieval
-from .storyworld import FPS, FRAME_STRIDE, Size
+from .storyworld import FPS, FRAME_STRIDE, USUAL_PACE, Size
 
 ROWS = (
     *(("4x4x2", branches.value) for branches in (Branches.PATCHIFIER, Branches.LOW, Branches.HIGH, Branches.BOTH)),
@@ -30,6 +30,7 @@ NAMES = {
 }
 """What the paper calls them."""
 SHOWN_FILMS = 3
+_COLUMNS = ("encoder", "tokens a second", "kB", "marked: PSNR, SSIM", "whole", "another film", "nothing")
 _GAP, _HEAD = 6, 34  # pixels
 _PAPER, _INK = "#fafaf8", "#181818"
 
@@ -46,12 +47,19 @@ def row_name(config: EncoderTraining) -> str:
     return f"{config.rate} {NAMES[config.branches]}"
 
 
-def row_of(config: EncoderTraining, encoder: MemoryEncoder, asked: Sequence[AskedFilm]) -> dict[str, Any]:
-    """One row as JSON: its settings, what the encoder takes, the means, and each film's PSNR in dB."""
+def length_name(config: EncoderTraining) -> str:
+    """How long the history is, and what is unusual in its films, for people."""
+    cuts = "" if config.longest_shot == LONGEST_SHOT else f", cuts after {config.longest_shot} or fewer"
+    pace = "" if config.pace == USUAL_PACE else f", {config.pace:g} times as fast"
+    return f"{config.history_frames * FRAME_STRIDE / FPS:g} s ({config.history_frames} frames){cuts}{pace}"
+
+
+def row_of(name: str, config: EncoderTraining, encoder: MemoryEncoder, asked: Sequence[AskedFilm]) -> dict[str, Any]:
+    """One row as JSON: its name and settings, what the encoder takes, the means, and each film's PSNR in dB."""
     size = Size.parse(config.size)
     frames, rows, columns = encoder.spec.grid(config.history_frames, size.height // TILE, size.width // TILE)
     return {
-        "name": row_name(config),
+        "name": name,
         "settings": asdict(config),
         "tokens_per_second": frames * rows * columns * FPS / (FRAME_STRIDE * config.history_frames),
         "bytes": sum(weight.numel() * weight.element_size() for weight in encoder.parameters()),
@@ -62,16 +70,23 @@ def row_of(config: EncoderTraining, encoder: MemoryEncoder, asked: Sequence[Aske
 
 def table_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table. Differences are to the row with both branches of the same rate, film by film, where there is one."""
-    lines = [
-        "| encoder | tokens a second | kB | marked: PSNR, SSIM | whole | another film | nothing | marked, beside both branches |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
     both = {row["settings"]["rate"]: row for row in rows if row["settings"]["branches"] == Branches.BOTH.value}
-    for row in rows:
-        ways = [f"{row[way]['psnr']:.2f} dB, {row[way]['ssim']:.3f}" for way in Retrieval._fields]
-        beside = _difference(row, both.get(row["settings"]["rate"]))
-        cells = [row["name"], f"{row['tokens_per_second']:g}", f"{row['bytes'] / 1000:.0f}", *ways, beside]
-        lines.append(f"| {' | '.join(cells)} |")
+    found = [[*_cells(row), _difference(row, both.get(row["settings"]["rate"]))] for row in rows]
+    return _lines([*_COLUMNS, "marked, beside both branches"], found)
+
+
+def lengths_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of trained encoders, films of other lengths and kinds among them, as a table."""
+    return _lines(_COLUMNS, [_cells(row) for row in rows])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    ways = [f"{row[way]['psnr']:.2f} dB, {row[way]['ssim']:.3f}" for way in Retrieval._fields]
+    return [row["name"], f"{row['tokens_per_second']:g}", f"{row['bytes'] / 1000:.0f}", *ways]
+
+
+def _lines(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells)]
     return "\n".join(lines) + "\n"
 
 

@@ -21,6 +21,8 @@ SIZE_STEP = 16  # pixels of a token of the model
 FPS = 16
 FRAME_STRIDE = 4
 """RGB frames of a latent frame, but for the first, which is one picture."""
+USUAL_PACE, FASTEST = 1.0, 16.0
+"""Times the usual pace at most; beyond that the camera pans half a screen between two latent frames."""
 BOX_HEIGHT, BOX_WIDTH = 68, 64  # pixels; a character with all of its soft edge, leaning or not
 
 NAMES = (
@@ -103,7 +105,7 @@ class Look(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """Who does what where, from latent frame `start` for `frames` latent frames."""
+    """Who does what where, from latent frame `start` for `frames` latent frames; everything moves `pace` times as fast as usual."""
 
     start: int
     frames: int
@@ -112,6 +114,7 @@ class Shot(NamedTuple):
     position: str
     action: str
     camera: str
+    pace: float = USUAL_PACE
 
     @property
     def prompt(self) -> str:
@@ -139,6 +142,7 @@ class FilmSettings:
 
     The cast comes from the first `names` of NAMES; `familiar` is the chance that a character looks as its name always
     looks, so that names mean something before reading is learned; `plain` is the chance that a character has one colour instead of two: what it looks like is then the same all over.
+    Everything moves `pace` times as fast as usual.
     """
 
     chunks: int = 12
@@ -149,6 +153,7 @@ class FilmSettings:
     names: int = len(NAMES)
     familiar: float = 0.0
     plain: float = 0.0
+    pace: float = USUAL_PACE
 
     def __post_init__(self) -> None:
         if min(self.chunks, self.chunk_frames, self.longest_shot) < 1:
@@ -164,6 +169,8 @@ class FilmSettings:
         for share in (self.familiar, self.plain):
             if not 0.0 <= share <= 1.0:
                 raise ValueError(f"Shares of characters lie from 0 to 1, got {share}. Use 0 for a real film.")
+        if not 0.0 <= self.pace <= FASTEST:
+            raise ValueError(f"A film moves 0 to {FASTEST:g} times as fast as usual, got {self.pace}. Use 1.")
 
 
 def first_rgb_frame(frame: int) -> int:
@@ -210,7 +217,7 @@ def random_film(seed: int, settings: FilmSettings) -> Film:
     while chunk < settings.chunks:
         length = rng.randint(1, min(settings.longest_shot, settings.chunks - chunk))
         start, frames = chunk * settings.chunk_frames, length * settings.chunk_frames
-        shots.append(random_shot(rng, rng.choice(cast), start, frames))
+        shots.append(random_shot(rng, rng.choice(cast), start, frames)._replace(pace=settings.pace))
         chunk += length
     return Film(looks, tuple(shots))
 
@@ -251,7 +258,7 @@ def _background(shot: Shot, seconds: Tensor, size: Size) -> Tensor:
     panorama, light = _panorama(shot.place, size), _light(size)
     if CAMERAS[shot.camera] == 0.0:
         return (panorama[:, : size.width] + light)[None].repeat(len(seconds), 1, 1, 1)
-    shift = (seconds * (FPS * CAMERAS[shot.camera] * size.scale)).remainder(2 * size.width)  # [F] pixels
+    shift = (seconds * (FPS * CAMERAS[shot.camera] * shot.pace * size.scale)).remainder(2 * size.width)  # [F] pixels
     whole = shift.floor().long()
     part = (shift - whole)[:, None, None, None]
     columns = (whole[:, None] + torch.arange(size.width + 1)) % (2 * size.width)  # [F, W + 1]
@@ -270,7 +277,7 @@ class Motion(NamedTuple):
 def motion(shot: Shot, seconds: Tensor) -> Motion:
     """The way of the character through its shot; `seconds` count from the start of the shot: three `[F]`."""
     still = torch.zeros_like(seconds)
-    turn = 2.0 * torch.pi * seconds
+    turn = 2.0 * torch.pi * (seconds * shot.pace)
     x = still + POSITIONS[shot.position]
     y = still + _GROUND_Y
     if shot.action == "walks":

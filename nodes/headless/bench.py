@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from .bench_retrieval import add_retrieval
 from .boot import DEVICES, boot_host
 from .train import FAMILIES
 
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recall.add_argument("--json", type=Path, metavar="FILE", help="write the rows here; a stopped run goes on from it")
     recall.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw identity and who-is-it over distance")
     recall.set_defaults(bench=run_recall)
+    add_retrieval(benches)
     kernels = benches.add_parser("kernels", help="reading pages against reading everything, correctness first")
     kernels.add_argument("--profile", choices=("smoke", "full"), default="smoke", help="full needs a GPU's patience")
     kernels.add_argument(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .boot import boot_host
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
-from .train_videos import OWN_SIZE, add_source, captioned_videos, video_films
+from .train_videos import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def add_encoder(models: Any) -> Any:
         parser.add_argument("--clips", type=int, default=CLIPS, help=f"films a step (default: {CLIPS})")
         parser.add_argument("--seed", type=int, default=0, help="other films and another encoder (default: 0)")
         add_source(parser)
+        add_history(parser)
         parser.set_defaults(train=run_encoder, stage=stage)
     return stages
 
@@ -189,7 +190,8 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     from ...memory.encoder_file import read_encoder
     from ...memory.training.encoder_training import EncoderTraining, finetuning_of
 
-    common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "size", "history_frames")}
+    common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames")}
+    common |= source_settings(args)
     if args.stage == "finetune" and args.videos is None and args.size != OWN_SIZE:
         raise WorkflowError(
             f"--size needs --videos in stage II, got {args.size} for cartoons: who comes back is judged in pictures of "

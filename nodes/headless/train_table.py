@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .render import INTERRUPTED_EXIT
 from .train_encoder import BRANCHES, RETRIEVAL_FILE, new_pair, prepare, save_pair, tell_step, write_json
-from .train_videos import add_source, captioned_videos, video_films
+from .train_videos import add_history, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def add_table(stages: Any) -> None:
     table.add_argument("--steps", type=int, default=STEPS, help=f"of every row (default: {STEPS})")
     table.add_argument("--clips", type=int, default=CLIPS, help=f"films a step (default: {CLIPS})")
     add_source(table, SIZE)
+    add_history(table)
     table.add_argument("--films", type=int, default=MEASURED_FILMS, help=f"measured (default: {MEASURED_FILMS})")
     table.add_argument("--seed", type=int, default=0, help="other films and other encoders (default: 0)")
     table.add_argument(
@@ -87,8 +88,8 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, ...]:
         base = EncoderTraining(
             steps=args.steps,
             clips=args.clips,
-            size=args.size,
             history_frames=args.history_frames,
+            **source_settings(args),
             seed=args.seed,
             cool_down=min(COOL_DOWN, args.steps),
         )
@@ -129,7 +130,7 @@ def _row(
     asked = ask_films(config, host_modules(), network, encoder, codec, args.films // max(2, config.clips), videos)
     with whole_file(folder / PICTURES_FILE) as part:
         film_strips(asked).save(part, format="PNG")
-    row = row_of(config, encoder, asked)
+    row = row_of(row_name(config), config, encoder, asked)
     write_json(folder / RETRIEVAL_FILE, row)
     return row
 

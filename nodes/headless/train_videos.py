@@ -19,7 +19,7 @@ HISTORY_FRAMES = 24
 
 
 def add_source(parser: argparse.ArgumentParser, size: str = OWN_SIZE) -> None:
-    """`--videos`, `--size` and `--history-frames`."""
+    """`--videos`, `--size`, `--cuts` and `--motion`."""
     parser.add_argument(
         "--videos",
         metavar="FOLDER",
@@ -33,12 +33,33 @@ def add_source(parser: argparse.ArgumentParser, size: str = OWN_SIZE) -> None:
         help=f"of the pictures, multiples of 16, such as 128x192 (default: {size})",
     )
     parser.add_argument(
+        "--cuts",
+        type=int,
+        metavar="FRAMES",
+        help="cartoons have a cut after at most so many latent frames, 4 a second (default: 5)",
+    )
+    parser.add_argument(
+        "--motion", type=float, metavar="FACTOR", help="everything in cartoons moves so many times as fast (default: 1)"
+    )
+
+
+def add_history(parser: argparse.ArgumentParser) -> None:
+    """`--history-frames`, of one training."""
+    parser.add_argument(
         "--history-frames",
         type=int,
         default=HISTORY_FRAMES,
         metavar="FRAMES",
         help=f"latent frames of a film that are remembered, 4 a second (default: {HISTORY_FRAMES})",
     )
+
+
+def source_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_source` was told, as settings. Raises WorkflowError for cartoons' options beside videos."""
+    if args.videos is not None and (args.cuts is not None or args.motion is not None):
+        raise WorkflowError("--cuts and --motion are for cartoons, got --videos, too. Leave one of them out.")
+    told = {"size": args.size, "longest_shot": args.cuts, "pace": args.motion}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def captioned_videos(source: str | None) -> list[CaptionedVideo]:

@@ -21,7 +21,7 @@ from longreel.memory.training.encoder_training import (
     trained_spec,
 )
 from longreel.memory.training.retrieval import ask_films, mean_retrieval, structural_similarity
-from longreel.memory.training.retrieval_table import row_of
+from longreel.memory.training.retrieval_table import row_name, row_of
 from longreel.memory.training.storyworld import HEIGHT, WIDTH
 from longreel.memory.training.video_films import VideoFilms, VideoLatents
 from longreel.memory.training.words import split_words
@@ -39,7 +39,7 @@ def test_larger_pictures_are_trained_and_asked_for(host: object, codec: TileCode
     train_encoder(config, modules, peft, network, encoder, codec, tmp_path)
     asked = ask_films(config, modules, network, encoder, codec, batches=1)
     assert asked[0].true.shape == (128, 192, 3)
-    row = row_of(config, encoder, asked)
+    row = row_of(row_name(config), config, encoder, asked)
     assert row["tokens_per_second"] == 2 * 3 * 2
     assert trained_spec(encoder.spec, config).trained["films"] == "Storyworld cartoons, 128x192"
 

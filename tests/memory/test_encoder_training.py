@@ -113,6 +113,16 @@ def test_what_is_read_in_training_lies_where_it_lies_in_a_film(host: object, cod
         assert all(one.prompt is other.prompt for one, other in zip(ours, theirs, strict=True))
 
 
+@both_stages
+def test_cuts_come_as_often_as_they_are_asked_for(stage: EncoderStage) -> None:
+    for longest, chunk in ((1, 1), (3, 3), (5, 6)):
+        frames = longest if stage is EncoderStage.PRETRAIN else max(3, chunk)
+        config = replace(STAGES[stage], history_frames=24, longest_shot=longest, pace=2.0)
+        shots = [shot for step in range(10) for film in encoder_films(config, step) for shot in film.shots]
+        assert max(shot.frames for shot in shots) == frames
+        assert {shot.pace for shot in shots} == {2.0}
+
+
 def test_whom_stage_two_goes_on_with_was_seen_before() -> None:
     for step in range(10):
         for film in encoder_films(replace(STAGES[EncoderStage.FINETUNE], clips=3), step):
@@ -197,6 +207,8 @@ def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec
         ({"stage": "third"}, "not a valid EncoderStage"),
         ({"branches": "some"}, "not a valid Branches"),
         ({"history_frames": 1}, "films of at least 2 frames"),
+        ({"longest_shot": 0}, "shots of at least 1"),
+        ({"pace": -1}, "moves 0 to 16 times"),
         ({"size": "wide"}, "needs a size like 96x128"),
         ({"size": "48x64", "rate": "4x4x2"}, "pictures of at least 64x64, got 48x64"),
         ({"kept_frames": 7}, "1 or more are kept, got 6 and 7"),

@@ -46,7 +46,7 @@ def test_rows_that_cannot_be_are_refused(rows: list[tuple[str, str]]) -> None:
 def test_a_row_is_compared_film_by_film_with_both_branches_of_its_rate() -> None:
     rows = []
     for config, better in zip(table_settings(BASE), (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0), strict=True):
-        rows.append(row_of(config, MemoryEncoder(tiny_encoder_spec(config, 32)), asked(better, 0.5)))
+        rows.append(row_of(row_name(config), config, MemoryEncoder(tiny_encoder_spec(config, 32)), asked(better, 0.5)))
     lines = table_markdown(rows).splitlines()
     assert len(lines) == 2 + len(ROWS)
     patchifier = lines[2].split(" | ")

@@ -169,3 +169,13 @@ def test_a_size_that_is_none_is_one_clear_error(text: str) -> None:
 
 def test_a_size_survives_as_text() -> None:
     assert Size.parse(str(Size(128, 192))) == Size(128, 192)
+
+
+def test_a_faster_film_shows_the_same_moments_earlier() -> None:
+    scene = shot("walks", "pan right")
+    usual, faster = render_shot(scene, GREEN), render_shot(scene._replace(pace=4.0), GREEN)
+    assert (faster[:9] - usual[::4]).abs().max() < PICTURE_ROUNDING
+    fast = [random_film(3, FilmSettings(chunks=6, pace=pace)) for pace in (1.0, 4.0)]
+    assert [each._replace(pace=1.0) for each in fast[1].shots] == list(fast[0].shots)
+    with pytest.raises(ValueError, match="moves 0 to 16 times"):
+        FilmSettings(pace=17)
