@@ -28,8 +28,9 @@ from .clips import FilmClips, TileCodec, film_clips
 from .lora import add_lora, load_lora_state, lora_state
 from .recall import sampling_levels
 from .run_folder import RunFolder, generator_for
-from .storyworld import Film, FilmSettings, random_film
+from .storyworld import OWN_SIZE, SIZE_STEP, USUAL_PACE, Film, FilmSettings, Size, random_film
 from .tiny_vae import FIRST_TEST_SEED
+from .video_films import VideoFilms
 from .words import embed_text, split_words
 
 FIRST_CHUNKS, SHORTER = 0.05, 0.25
@@ -37,6 +38,10 @@ FIRST_CHUNKS, SHORTER = 0.05, 0.25
 FINETUNE_SHIFT = 8.0
 """Only frames of much noise need history; a returning character is decided there."""
 SAMPLING_STEPS = 8
+TEST_SEEDS = 1_000_000
+"""How many films there are that no training sees, from FIRST_TEST_SEED on."""
+LONGEST_SHOT = 5
+"""Latent frames of a cartoon's shot at most."""
 FAINTEST = 0.2
 """Frames that are not kept are noised at least this much, as in the paper."""
 
@@ -49,20 +54,24 @@ class EncoderStage(Enum):
 
 
 class Branches(Enum):
-    """Which branches an encoder has; the low-resolution one looks at smaller latents and has no weights."""
+    """Which branches an encoder has; the low-resolution one looks at smaller latents and has no weights.
+
+    A patchifier is a high-resolution branch of one convolution, alone.
+    """
 
     BOTH = "both"
     HIGH = "high"
     LOW = "low"
+    PATCHIFIER = "patchifier"
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderTraining:
-    """How an encoder is trained: films of `history_frames`, `clips` of them a step.
+    """How an encoder is trained: films of `history_frames` in pictures of `size`, `clips` of them a step.
 
     Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
     frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
-    times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
+    times. `films` names what they are; cartoons have shots of at most `longest_shot` frames and move at `pace` times the usual. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
     they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what training starts from.
     """
 
@@ -88,21 +97,36 @@ class EncoderTraining:
     seed: int = 0
     save_every: int = 50
     start: str = "seeded"
+    size: str = str(OWN_SIZE)
+    films: str = "Storyworld cartoons"
+    longest_shot: int = LONGEST_SHOT
+    pace: float = USUAL_PACE
 
     def __post_init__(self) -> None:
         _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
-        rate = Rate.parse(self.rate)
+        rate, size = Rate.parse(self.rate), Size.parse(self.size)
+        if size.height < SIZE_STEP * rate.rows or size.width < SIZE_STEP * rate.columns:
+            raise ValueError(
+                f"Training a {rate} encoder needs pictures of at least {SIZE_STEP * rate.rows}x{SIZE_STEP * rate.columns}, "
+                f"got {size}. Make the pictures larger."
+            )
         if min(self.steps, self.clips, self.lora_rank, self.save_every, self.warm_up, self.segment_frames) < 1:
             raise ValueError(
                 f"Training an encoder needs steps, clips, lora_rank, save_every, warm_up and segment_frames of at least 1, "
                 f"got {self.steps}, {self.clips}, {self.lora_rank}, {self.save_every}, {self.warm_up} and "
                 f"{self.segment_frames}. Raise the one that is too small."
             )
+        FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
         if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:
             raise ValueError(
                 f"Training a {rate} encoder needs films of at least {rate.frames} frames, of which 1 or more are kept, got "
                 f"{self.history_frames} and {self.kept_frames}. Make the films longer."
             )
+
+    @property
+    def film_frames(self) -> int:
+        """Latent frames of a film: the history, and in stage II what goes on with it."""
+        return self.history_frames + (self.segment_frames if self.stage == EncoderStage.FINETUNE.value else 0)
 
 
 class EncoderBatch(NamedTuple):
@@ -123,10 +147,10 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
     return EncoderSpec(
         width=width,
         rate=Rate.parse(config.rate),
-        stages=config.widths,
+        stages=() if branches is Branches.PATCHIFIER else config.widths,
         heads=4,
         high=branches is not Branches.LOW,
-        low=LowBranch.NONE if branches is Branches.HIGH else LowBranch.LATENTS,
+        low=LowBranch.NONE if branches in (Branches.HIGH, Branches.PATCHIFIER) else LowBranch.LATENTS,
         modulation=Modulation(config.modulation),
         own_prompts=config.own_prompts,
         proportional=config.proportional,
@@ -136,10 +160,15 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
 
 def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
     """The settings of stage II for an encoder that stage I made."""
-    branches = Branches.LOW if not spec.high else Branches.HIGH if spec.low is LowBranch.NONE else Branches.BOTH
+    stage = EncoderStage.FINETUNE.value
+    return replace(pretraining_of(spec, **settings), stage=stage, shift=FINETUNE_SHIFT)
+
+
+def pretraining_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
+    """The settings of stage I under which an encoder that is there could have been made, and is asked for frames."""
+    alone = Branches.HIGH if spec.stages else Branches.PATCHIFIER
+    branches = Branches.LOW if not spec.high else alone if spec.low is LowBranch.NONE else Branches.BOTH
     return EncoderTraining(
-        stage=EncoderStage.FINETUNE.value,
-        shift=FINETUNE_SHIFT,
         rate=str(spec.rate),
         widths=spec.stages,
         branches=branches.value,
@@ -156,7 +185,7 @@ def trained_spec(spec: EncoderSpec, config: EncoderTraining) -> EncoderSpec:
         f"{config.stage} steps": config.steps,
         f"{config.stage} frames": config.history_frames,
         f"{config.stage} seed": config.seed,
-        "films": "Storyworld cartoons, 128x96",
+        "films": f"{config.films}, {config.size}",
     }
     return replace(spec, trained={**spec.trained, **facts})
 
@@ -176,7 +205,10 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
     frames = 1 if config.stage == EncoderStage.PRETRAIN.value else config.segment_frames
     extra = 0 if config.stage == EncoderStage.PRETRAIN.value else 1
     settings = FilmSettings(
-        chunks=config.history_frames // frames + extra, chunk_frames=frames, longest_shot=4 // frames + 1
+        chunks=config.history_frames // frames + extra,
+        chunk_frames=frames,
+        longest_shot=(config.longest_shot - 1) // frames + 1,
+        pace=config.pace,
     )
     films: list[Film] = []
     while len(films) < config.clips:
@@ -185,6 +217,16 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
         if returns and (not films or _words(film) == _words(films[0])):
             films.append(film)
     return films
+
+
+def films_of(
+    config: EncoderTraining, codec: TileCodec, videos: VideoFilms | None, number: int, unseen: bool = False
+) -> FilmClips:
+    """The films of a step, drawn, or out of `videos`; `unseen` are those that no training sees."""
+    if videos is not None:
+        return videos.clips(config.clips, config.seed, number, unseen)
+    seeds = (FIRST_TEST_SEED, TEST_SEEDS) if unseen else (0, FIRST_TEST_SEED)
+    return film_clips(encoder_films(config, number, *seeds), codec, Size.parse(config.size))
 
 
 def _words(film: Film) -> int:
@@ -303,11 +345,12 @@ def train_encoder(
     out: Path,
     tell: Callable[[dict[str, float]], None] = lambda row: None,
     lora: dict[str, Tensor] | None = None,
+    videos: VideoFilms | None = None,
 ) -> None:
     """Train `encoder` and a new LoRA on `network` in place, or continue the run in `out`.
 
     `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log,
-    `lora` are adapters to begin with in place of new ones. The same settings
+    `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons. The same settings
     give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or the run in
     `out` has other settings; the last checkpoint stays whole.
     """
@@ -326,7 +369,7 @@ def train_encoder(
     clock = time.monotonic()
     with modules.training():
         for step in range(first, config.steps):
-            batch = encoder_batch(config, film_clips(encoder_films(config, step), codec), step)
+            batch = encoder_batch(config, films_of(config, codec, videos, step), step)
             loss = encoder_loss(modules, network, encoder, batch, config, step)
             optimiser.param_groups[0]["lr"] = config.learning_rate * _rate_factor(config, step)
             optimiser.zero_grad(set_to_none=True)

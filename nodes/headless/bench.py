@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from ...memory.whole_file import whole_file
+from .bench_retrieval import add_retrieval
 from .boot import DEVICES, boot_host
 from .train import FAMILIES
 from .workflow import WorkflowError
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     context = benches.add_parser("context", help="what a memory encoder takes at real sizes: counted, without weights")
     context.add_argument("--out", type=Path, metavar="FILE.md", help="write the page here (default: print it)")
     context.set_defaults(bench=run_context)
+    add_retrieval(benches)
     kernels = benches.add_parser("kernels", help="reading pages against reading everything, correctness first")
     kernels.add_argument("--profile", choices=("smoke", "full"), default="smoke", help="full needs a GPU's patience")
     kernels.add_argument(
