@@ -26,8 +26,12 @@ from .recall_policies import WINDOW_CHUNKS
 from .run_folder import RunFolder, generator_for
 from .tiny_training import Stage, TinyTraining, flow_loss, rate_factor, training_films
 
-GATE_STAGES = (Stage(0, 4, 8, (1,), 1, 4, 6, 24, 0.0, 0.1, 8.0, 0.0),)
-"""Films like those of the last stretch of the tiny Wan's own training, shorter, and without its lesson."""
+GATE_STAGES = (
+    Stage(0, 4, 8, (1,), 1, 4, 6, 24, 0.0, 0.1, 8.0, 0.0),
+    Stage(350, 2, 16, (1,), 1, 4, 6, 24, 0.0, 0.1, 8.0, 0.0),
+)
+"""Films like those of the last stretch of the tiny Wan's own training, without its lesson; longer ones in the end, because a branch
+over the means of all pages that only knew short films is lost in long ones."""
 
 TRAINED_WITH_GATES = ".self_attn."
 """Part of the names of the weights that learn to be read in branches."""
@@ -43,7 +47,7 @@ class GateTraining:
     """
 
     form: str
-    steps: int = 500
+    steps: int = 600
     stages: tuple[Stage, ...] = GATE_STAGES
     fit_batches: int = 12
     rate: float = 3e-3
