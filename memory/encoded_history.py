@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -300,19 +300,35 @@ def _positions(parts: Sequence[_Part]) -> Tensor:
     return torch.cat([part.positions.expand(PLACES, -1, -1) for part in parts], dim=1)
 
 
+KeptLayers = dict[int, tuple[Tensor, Tensor]]
+"""Keys and values `[1, M, width]` of history's tokens in every layer, by its number."""
+
+
 @dataclass(slots=True)
 class HistorySession:
-    """State of one run: the history, the most tokens that it reads at once and their width, and the tokens of a frame being made."""
+    """State of one run: the history, the most tokens that it reads at once and their width, and the tokens of a frame being made.
+
+    `kept_layers` is 0, or of how many layers keys and values are kept from the first call for the frames being made to the others.
+    """
 
     history: EncodedHistory
     tokens: int
     width: int
     frame_tokens: int
     dtype: torch.dtype
+    kept_layers: int = 0
     host_bytes: int = 0
     tier: str = "card"
+    _kept: KeptLayers = field(default_factory=dict)
+    _kept_of: History | None = None
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes on the card: tokens are kept in pieces and joined once for the frames being made."""
-        return 2 * self.tokens * self.width * self.dtype.itemsize
+        """Bytes on the card: tokens are in pieces and joined once for the frames being made, beside what is kept of layers."""
+        return 2 * (1 + self.kept_layers) * self.tokens * self.width * self.dtype.itemsize
+
+    def kept(self, history: History) -> KeptLayers:
+        """What calls before this one kept of `history`; what was kept of another is forgotten."""
+        if history is not self._kept_of:
+            self._kept, self._kept_of = {}, history
+        return self._kept

@@ -104,6 +104,13 @@ def _check_memory(film: Film) -> None:
             "A memory encoder tells of the film as a whole, so moments can be neither pinned nor vetoed. Take the lines 'pin' "
             "and 'veto' out of the storyboard, or disconnect the encoder and put Sparse KV Memory before the sampler."
         )
+    prompts = (*film.storyboard.conditionings, film.storyboard.negative)
+    hooked = any("hooks" in extras for prompt in prompts for _, extras in prompt)
+    if film.encoder.read_once and hooked:
+        raise ValueError(
+            "History that is read once cannot be combined with a LoRA on a prompt, under which it would be read differently. "
+            "Switch 'read_once' of the Memory Encoder Loader off, or put the LoRA on the model."
+        )
     check_encoder(film.model, film.encoder, film.latent_size, film.vae is not None)
 
 

@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...memory.chunks import PICTURES_PER_FRAME
-from ...memory.encoded_history import EncodedHistory, FilmEncoder, HistoryConfig, HistorySession
+from ...memory.encoded_history import EncodedHistory, FilmEncoder, History, HistoryConfig, HistorySession
 from ...memory.encoder import MemoryEncoder
 from ...memory.encoder_file import read_encoder
-from ...memory.encoder_spec import PATCH, EncoderSpec
+from ...memory.encoder_spec import PATCH, EncoderSpec, Modulation
 from ...memory.packed_encoder import PackedEncoder, PackedSpec, TokenSpec, is_packed, read_packed
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
 from .history_family import HistoryFamily, check_alone
 from .hunyuan_history import HunyuanHistory
+from .kept_history import keeping, reading
 from .keys import HISTORY, PACK
 from .wan_history import OTHER_TOKENS, with_history
 
@@ -49,7 +50,8 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class LoadedEncoder:
     """A memory encoder as the host keeps models, how much of a film it is to tell, and what it is called.
 
-    The film is told by those `beside` it, too, each as far back as its own `config` says; their windows do not count.
+    The film is told by those `beside` it, too, each as far back as its own `config` says; their windows do not count. `read_once`
+    keeps keys and values of history from the first call for the frames being made to the others.
     """
 
     spec: TokenSpec
@@ -57,6 +59,7 @@ class LoadedEncoder:
     config: HistoryConfig
     name: str = ""
     beside: LoadedEncoder | None = None
+    read_once: bool = False
 
     @property
     def all(self) -> tuple[LoadedEncoder, ...]:
@@ -133,6 +136,8 @@ def check_encoder(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, 
     found = family.shape(model.get_model_object("diffusion_model"))
     for each in encoder.all:
         _check_fits(each, family, found, size, has_vae)
+        if encoder.read_once:
+            _check_read_once(each, family)
 
 
 def _check_fits(
@@ -159,6 +164,19 @@ def _check_fits(
         raise ValueError(
             f"The memory encoder {name} looks at a small copy of the film's pictures and needs the VAE for it. Connect the "
             "VAE to the Chunked AR Sampler."
+        )
+
+
+def _check_read_once(encoder: LoadedEncoder, family: HistoryFamily) -> None:
+    spec, switch = encoder.spec, "Switch 'read_once' of the Memory Encoder Loader off"
+    if not family.reads_once:
+        raise ValueError(
+            f"{family.name} reads history anew in every step, because its words and its picture are one sequence. {switch}."
+        )
+    if spec.modulation is not Modulation.CLEAN or not spec.own_prompts:
+        raise ValueError(
+            f"The memory encoder {encoder.name} has to be read anew in every step: its tokens change with the noise level or with "
+            f"the newest prompt. {switch}, or take an encoder that was trained to read the prompts of its own shots."
         )
 
 
@@ -219,12 +237,14 @@ class _HistoryOfRun:
             encoders, self._encoder.config.window_frames, partial(self._embed_frames, guider, dtype)
         )
         rows, columns = (count // PATCH for count in sampler.latent_size)
+        network = guider.model_patcher.get_model_object("diffusion_model")
         session = HistorySession(
             history,
             history.most_tokens(sampler.plan.total_frames, *sampler.latent_size),
-            self._family.shape(guider.model_patcher.get_model_object("diffusion_model"))[0],
+            self._family.shape(network)[0],
             rows * columns,
             dtype,
+            self._family.layers(network) if self._encoder.read_once else 0,
         )
         before = guider.model_options
         guider.model_options = create_model_options_clone(before)
@@ -273,6 +293,9 @@ def _with_longer_sequence(
     """PREPARE_SAMPLING: the host reckons with the tokens of history as with more frames."""
     session: HistorySession | None = kwargs["model_options"]["transformer_options"].get(HISTORY)
     if session is not None:
+        if session.kept_layers:
+            needed = session.peak_bytes + comfy.model_management.minimum_inference_memory()
+            comfy.model_management.free_memory(needed, model.load_device)
         batch, channels, frames, *size = noise_shape
         noise_shape = [batch, channels, frames + -(-session.tokens // session.frame_tokens), *size]
     return executor(model, noise_shape, *args, **kwargs)
@@ -295,8 +318,18 @@ def _with_tokens(
         check_alone({**kwargs, "time_dim_concat": time_dim_concat}, OTHER_TOKENS)
         if session.history.current is not None:
             network = executor.class_obj  # type: ignore[attr-defined]
-            options = with_history(network, session.history.current, options)
+            options = _reading(session, session.history.current, network, options)
     return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+
+
+def _reading(session: HistorySession, history: History, network: Any, options: dict[str, Any]) -> dict[str, Any]:
+    if not session.kept_layers:
+        return with_history(network, history, options)
+    kept = session.kept(history)
+    if len(kept) < session.kept_layers:
+        kept.clear()
+        return with_history(network, history, keeping(options, history, kept))
+    return reading(options, history, kept)
 
 
 class WanHistory:
@@ -307,6 +340,7 @@ class WanHistory:
 
     name = "Wan text-to-video"
     shows_pictures = True
+    reads_once = True
     with_tokens = staticmethod(_with_tokens)
 
     def knows(self, model: ModelPatcher) -> bool:
@@ -317,6 +351,10 @@ class WanHistory:
     def shape(self, network: Any) -> tuple[int, int]:
         """Width and channels."""
         return network.dim, network.in_dim
+
+    def layers(self, network: Any) -> int:
+        """How many there are."""
+        return len(network.blocks)
 
     def embed(self, network: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
         """The host computes this embedding in float32."""
