@@ -12,7 +12,8 @@ from server import PromptServer
 from ..memory.encoded_history import HistoryConfig
 from ..memory.encoder_spec import RATES, smaller_frames
 from .host.build import ENCODERS_FOLDER
-from .host.encoder_model import TYPES, LoadedEncoder, encoder_of, fits, load_encoder
+from .host.encoder_check import fits
+from .host.encoder_model import TYPES, LoadedEncoder, encoder_of, load_encoder
 from .sockets import EncoderSocket
 
 FOLDER = "memory_encoders"
@@ -93,8 +94,8 @@ class MemoryEncoderLoader(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="On: what the model makes of the tokens is kept from the first step of a chunk to its others, which are "
-                    "faster then. It takes VRAM (a token as much as its keys and values in every layer) and recalls a little "
-                    "less, because older frames no longer look at those being made. For Wan and encoders whose tokens read "
+                    "faster then. It takes VRAM (a token as much as its keys and values in every layer), and older frames no "
+                    "longer look at those being made: the tiny model recalls as well, others may not. For Wan and encoders whose tokens read "
                     "the prompts of their own shots. The switch of the loader next to the sampler counts.",
                 ),
             ],

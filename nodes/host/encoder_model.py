@@ -21,10 +21,16 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...memory.chunks import PICTURES_PER_FRAME
-from ...memory.encoded_history import EncodedHistory, FilmEncoder, History, HistoryConfig, HistorySession
+from ...memory.encoded_history import (
+    EncodedHistory,
+    FilmEncoder,
+    History,
+    HistoryConfig,
+    HistorySession,
+)
 from ...memory.encoder import MemoryEncoder
 from ...memory.encoder_file import read_encoder
-from ...memory.encoder_spec import PATCH, EncoderSpec, Modulation
+from ...memory.encoder_spec import PATCH, EncoderSpec
 from ...memory.packed_encoder import PackedEncoder, PackedSpec, TokenSpec, is_packed, read_packed
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
@@ -35,14 +41,6 @@ from .keys import HISTORY, PACK
 from .wan_history import OTHER_TOKENS, with_history
 
 ENCODER = "longreel_encoder"
-MODELS = {
-    (1536, 16): "Wan 2.1 1.3B",
-    (5120, 16): "Wan 2.1 14B and Wan 2.2 14B",
-    (3072, 48): "Wan 2.2 5B",
-    (3072, 16): "HunyuanVideo",
-    (256, 16): "the tiny model that comes with LongReel",
-}
-"""Models by their width and the channels of their latents."""
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -111,88 +109,27 @@ def _loaded(
     return LoadedEncoder(spec, patcher, config, name)
 
 
-def fits(encoder: LoadedEncoder) -> str:
-    """What an artist wants to know of an encoder: for which model it is, how much it compresses, how it was made, and what
-    tells the film beside it."""
-    spec = encoder.spec
-    model = MODELS.get((spec.width, spec.channels), f"a model of width {spec.width} with {spec.channels} channels")
-    lines = [
-        "fits any Wan or HunyuanVideo, untrained" if spec.fits_any else f"fits {model}",
-        spec.in_words,
-    ]
-    if spec.base:
-        lines.append(f"made for {spec.base}")
-    lines += [f"{name}: {fact}" for name, fact in sorted(spec.trained.items())]
-    for other in encoder.all[1:]:
-        longest = other.spec.reach(other.config.longest_frames)
-        told = "the whole film" if longest is None else f"the newest {longest} frames"
-        lines.append(f"beside it {other.name} {other.spec.kind}: {told}")
-    return "\n".join(lines)
+def made_for(spec: TokenSpec) -> str:
+    """The model that an encoder was made with, in brackets, where it says so."""
+    return f" ({spec.base})" if spec.base else ""
 
 
-def check_encoder(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, int], has_vae: bool) -> None:
-    """Raises ValueError unless this encoder and those beside it can tell this model of a film of this size in latents."""
-    family = _family_of(model, encoder)
-    found = family.shape(model.get_model_object("diffusion_model"))
-    for each in encoder.all:
-        _check_fits(each, family, found, size, has_vae)
-        if encoder.read_once:
-            _check_read_once(each, family)
+def compute_dtype(model: ModelPatcher) -> torch.dtype:
+    """What the model computes in."""
+    dtype: torch.dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+    return dtype
 
 
-def _check_fits(
-    encoder: LoadedEncoder, family: HistoryFamily, found: tuple[int, int], size: tuple[int, int], has_vae: bool
-) -> None:
-    spec, name = encoder.spec, encoder.name
-    needed = (spec.width, spec.channels)
-    if found != needed and not spec.fits_any:
-        raise ValueError(
-            f"The memory encoder {name} needs a model of width {needed[0]} with {needed[1]} channels{_made_for(spec)}, got one "
-            f"of width {found[0]} with {found[1]}. Load that model, or another encoder."
-        )
-    if min(size) < spec.least_size:
-        raise ValueError(
-            f"The memory encoder {name} of rate {spec.kind} needs a picture of at least {spec.least_size} latents each way, got "
-            f"{size[0]} x {size[1]}. Make the film larger."
-        )
-    if spec.looks_at_pictures and not family.shows_pictures:
-        raise ValueError(
-            f"The memory encoder {name} looks at a small copy of the film's pictures, which the VAE of {family.name} cannot "
-            "make before the film is finished. Take an encoder that looks at latents."
-        )
-    if spec.looks_at_pictures and not has_vae:
-        raise ValueError(
-            f"The memory encoder {name} looks at a small copy of the film's pictures and needs the VAE for it. Connect the "
-            "VAE to the Chunked AR Sampler."
-        )
-
-
-def _check_read_once(encoder: LoadedEncoder, family: HistoryFamily) -> None:
-    spec, switch = encoder.spec, "Switch 'read_once' of the Memory Encoder Loader off"
-    if not family.reads_once:
-        raise ValueError(
-            f"{family.name} reads history anew in every step, because its words and its picture are one sequence. {switch}."
-        )
-    if spec.modulation is not Modulation.CLEAN or not spec.own_prompts:
-        raise ValueError(
-            f"The memory encoder {encoder.name} has to be read anew in every step: its tokens change with the noise level or with "
-            f"the newest prompt. {switch}, or take an encoder that was trained to read the prompts of its own shots."
-        )
-
-
-def _family_of(model: ModelPatcher, encoder: LoadedEncoder) -> HistoryFamily:
+def family_of(model: ModelPatcher, encoder: LoadedEncoder) -> HistoryFamily:
+    """The family that reads this encoder's tokens. Raises ValueError for a model of none."""
     for family in FAMILIES:
         if family.knows(model):
             return family
     raise ValueError(
         f"A memory encoder needs an ordinary {' or '.join(family.name for family in FAMILIES)} model, got "
         f"{type(model.model).__name__}: causal checkpoints and other families remember through Sparse KV Memory. Disconnect "
-        f"the encoder, or load the model that it was made for{_made_for(encoder.spec)}."
+        f"the encoder, or load the model that it was made for{made_for(encoder.spec)}."
     )
-
-
-def _made_for(spec: TokenSpec) -> str:
-    return f" ({spec.base})" if spec.base else ""
 
 
 def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VAE | None = None) -> ModelPatcher:
@@ -200,7 +137,7 @@ def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VA
 
     `vae` makes the small copy of the film for encoders that look at one. Raises ValueError for a model that reads no history.
     """
-    family = _family_of(model, encoder)
+    family = family_of(model, encoder)
     clone = model.clone()
     clone.set_additional_models(ENCODER, [each.patcher for each in encoder.all])
     for kind, wrapper in (
@@ -226,7 +163,7 @@ class _HistoryOfRun:
         if not isinstance(sampler, FilmSampler):
             return executor(noise, latent, sampler, *args, **kwargs)
         guider: Any = executor.class_obj  # type: ignore[attr-defined]
-        dtype = guider.model_patcher.get_model_object("manual_cast_dtype") or guider.model_patcher.model.get_dtype()
+        dtype = compute_dtype(guider.model_patcher)
         encoders = [
             FilmEncoder(
                 each.spec, each.spec.reach(each.config.longest_frames), partial(self._encode, each, guider, dtype)

@@ -27,7 +27,8 @@ from longreel.memory.encoder_spec import LowBranch, Modulation, Rate, smaller_fr
 from longreel.memory.packed_encoder import GROUPS, PREFIX, REACH, PackedEncoder, PackedSpec
 from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film
-from longreel.nodes.host.encoder_model import LoadedEncoder, check_encoder, encoder_of, fits, load_encoder
+from longreel.nodes.host.encoder_check import check_encoder, fits
+from longreel.nodes.host.encoder_model import LoadedEncoder, encoder_of, load_encoder
 from longreel.nodes.host.hunyuan_history import Call, with_history
 from longreel.nodes.host.keys import HISTORY
 
@@ -233,7 +234,7 @@ def plain_output(model: ModelPatcher) -> Tensor:
 
 def test_an_image_to_video_model_is_refused_by_name(host: object, loaded: Callable[..., LoadedEncoder]) -> None:
     with pytest.raises(ValueError, match="HunyuanVideoI2V"):
-        check_encoder(load_hunyuan_variant("HunyuanVideoI2V"), loaded(), (4, 8), has_vae=False)
+        check_encoder(load_hunyuan_variant("HunyuanVideoI2V"), loaded(), 9, (4, 8), has_vae=False)
 
 
 def test_an_encoder_of_another_width_or_of_pictures_is_refused(

@@ -22,6 +22,7 @@ from longreel.memory.encoder_spec import Modulation, Rate
 from longreel.nodes.film import Film
 from longreel.nodes.host.build import build_tiny_wan, host_modules
 from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, build_tiny_hunyuan
+from longreel.nodes.host.encoder_check import check_encoder
 from longreel.nodes.host.encoder_model import LoadedEncoder
 
 OWN = 3 * 4 * 8 // 4  # tokens of the frames being made
@@ -158,6 +159,17 @@ def test_tokens_that_change_from_step_to_step_are_refused(
     wrong = replace(once(), beside=once(name="changing", **changes))
     with pytest.raises(ValueError, match=r"encoder changing has to be read anew in every step.*Switch 'read_once'"):
         film(model, wrong).make(tmp_path / "films")
+
+
+def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder]
+) -> None:
+    """A film of ten million frames, of which nothing is made."""
+    long, size = 10_000_000, (60, 104)
+    small = replace(once(HistoryConfig(1, 80)), read_once=False)
+    check_encoder(model, small, long, size, has_vae=False)
+    with pytest.raises(ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'"):
+        check_encoder(model, once(), long, size, has_vae=False)
 
 
 def test_a_lora_on_a_prompt_is_refused(model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path) -> None:
