@@ -7,6 +7,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...memory.encoded_history import history_bytes, most_tokens
 from ...memory.encoder_spec import Modulation
+from ...memory.packed_encoder import TokenSpec
 from .encoder_model import LoadedEncoder, compute_dtype, family_of, made_for
 from .history_family import HistoryFamily
 
@@ -91,13 +92,18 @@ def _check_fits(
         )
 
 
+def reads_once(spec: TokenSpec) -> bool:
+    """Whether tokens that look at history alone are the same in every step: clean, and with prompts of their own."""
+    return spec.modulation is Modulation.CLEAN and spec.own_prompts
+
+
 def _check_read_once(encoder: LoadedEncoder, family: HistoryFamily) -> None:
     spec, switch = encoder.spec, "Switch 'read_once' of the Memory Encoder Loader off"
     if not family.reads_once:
         raise ValueError(
             f"{family.name} reads history anew in every step, because its words and its picture are one sequence. {switch}."
         )
-    if spec.modulation is not Modulation.CLEAN or not spec.own_prompts:
+    if not reads_once(spec):
         raise ValueError(
             f"The memory encoder {encoder.name} has to be read anew in every step: its tokens change with the noise level or with "
             f"the newest prompt. {switch}, or take an encoder that was trained to read the prompts of its own shots."
