@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -216,11 +216,8 @@ class EncodedHistory:
 
     def most_tokens(self, film_frames: int, height: int, width: int) -> int:
         """Tokens that a film of this many latent frames, and of this size in latents, ever reads at once."""
-        total = min(self.window_frames, film_frames) * (height // PATCH) * (width // PATCH)
-        for spec, longest, _ in self.encoders:
-            encoded = film_frames if longest is None else min(longest, film_frames)
-            total += spec.tokens(encoded, height, width)
-        return total
+        told = [(spec, longest) for spec, longest, _ in self.encoders]
+        return most_tokens(told, self.window_frames, film_frames, height, width)
 
     def append(self, latents: Tensor, prompt: Tensor | None = None) -> None:
         """The film goes on with clean latents `[1, C, T, H, W]`. Frames that fill no token wait for the next ones.
@@ -300,19 +297,53 @@ def _positions(parts: Sequence[_Part]) -> Tensor:
     return torch.cat([part.positions.expand(PLACES, -1, -1) for part in parts], dim=1)
 
 
+def most_tokens(
+    told: Iterable[tuple[TokenSpec, int | None]], window_frames: int, film_frames: int, height: int, width: int
+) -> int:
+    """Tokens that a film of this many latent frames, and of this size in latents, ever reads at once.
+
+    `told` are its encoders, and how many frames each tells at most; None is all of them.
+    """
+    total = min(window_frames, film_frames) * (height // PATCH) * (width // PATCH)
+    for spec, longest in told:
+        total += spec.tokens(film_frames if longest is None else min(longest, film_frames), height, width)
+    return total
+
+
+def history_bytes(tokens: int, width: int, dtype: torch.dtype, kept_layers: int) -> int:
+    """Bytes on the card: tokens are in pieces and joined once for the frames being made, beside what is kept of layers."""
+    return 2 * (1 + kept_layers) * tokens * width * dtype.itemsize
+
+
+KeptLayers = dict[int, tuple[Tensor, Tensor]]
+"""Keys and values `[1, M, width]` of history's tokens in every layer, by its number."""
+
+
 @dataclass(slots=True)
 class HistorySession:
-    """State of one run: the history, the most tokens that it reads at once and their width, and the tokens of a frame being made."""
+    """State of one run: the history, the most tokens that it reads at once and their width, and the tokens of a frame being made.
+
+    `kept_layers` is 0, or of how many layers keys and values are kept from the first call for the frames being made to the others.
+    """
 
     history: EncodedHistory
     tokens: int
     width: int
     frame_tokens: int
     dtype: torch.dtype
+    kept_layers: int = 0
     host_bytes: int = 0
     tier: str = "card"
+    _kept: KeptLayers = field(default_factory=dict)
+    _kept_of: History | None = None
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes on the card: tokens are kept in pieces and joined once for the frames being made."""
-        return 2 * self.tokens * self.width * self.dtype.itemsize
+        """Bytes on the card."""
+        return history_bytes(self.tokens, self.width, self.dtype, self.kept_layers)
+
+    def kept(self, history: History) -> KeptLayers:
+        """What calls before this one kept of `history`; what was kept of another is forgotten."""
+        if history is not self._kept_of:
+            self._kept, self._kept_of = {}, history
+        return self._kept

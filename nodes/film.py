@@ -205,7 +205,8 @@ class Film:
             first, *beside = self.encoder.all
             told = {**self._encoder_settings(first), "history": described(first.config)}
             others = [{**self._encoder_settings(each), "longest_frames": each.config.longest_frames} for each in beside]
-            return {**told, "beside": others} if others else told
+            told |= {"beside": others} if others else {}
+            return {**told, "read_once": True} if self.encoder.read_once else told
         config = memory_config(self.remembering)
         assert config is not None
         return config.described()

@@ -13,7 +13,7 @@ import comfy.model_management
 from ..memory.project import check_project_name, finished_chunks
 from .host.attach import adapter_for, memory_config, plan_memory, plan_moments, plan_session
 from .host.conditioning import check_conditioning
-from .host.encoder_model import check_encoder
+from .host.encoder_check import check_encoder
 from .host.page_tier import check_disk, check_page_room
 from .host.streaming_decode import StreamingDecoder
 
@@ -104,7 +104,14 @@ def _check_memory(film: Film) -> None:
             "A memory encoder tells of the film as a whole, so moments can be neither pinned nor vetoed. Take the lines 'pin' "
             "and 'veto' out of the storyboard, or disconnect the encoder and put Sparse KV Memory before the sampler."
         )
-    check_encoder(film.model, film.encoder, film.latent_size, film.vae is not None)
+    prompts = (*film.storyboard.conditionings, film.storyboard.negative)
+    hooked = any("hooks" in extras for prompt in prompts for _, extras in prompt)
+    if film.encoder.read_once and hooked:
+        raise ValueError(
+            "History that is read once cannot be combined with a LoRA on a prompt, under which it would be read differently. "
+            "Switch 'read_once' of the Memory Encoder Loader off, or put the LoRA on the model."
+        )
+    check_encoder(film.model, film.encoder, film.plan.total_frames, film.latent_size, film.vae is not None)
 
 
 def _check_pages(film: Film) -> None:

@@ -12,7 +12,8 @@ from server import PromptServer
 from ..memory.encoded_history import HistoryConfig
 from ..memory.encoder_spec import RATES, smaller_frames
 from .host.build import ENCODERS_FOLDER
-from .host.encoder_model import TYPES, LoadedEncoder, encoder_of, fits, load_encoder
+from .host.encoder_check import fits
+from .host.encoder_model import TYPES, LoadedEncoder, encoder_of, load_encoder
 from .sockets import EncoderSocket
 
 FOLDER = "memory_encoders"
@@ -87,6 +88,16 @@ class MemoryEncoderLoader(io.ComfyNode):
                     "'history'; the window is that of the loader next to the sampler. More encoders mean more tokens, so "
                     "more VRAM and time.",
                 ),
+                io.Boolean.Input(
+                    "read_once",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On: what the model makes of the tokens is kept from the first step of a chunk to its others, which are "
+                    "faster then. It takes VRAM (a token as much as its keys and values in every layer), and older frames no "
+                    "longer look at those being made: the tiny model recalls as well, others may not. For Wan and encoders whose tokens read "
+                    "the prompts of their own shots. The switch of the loader next to the sampler counts.",
+                ),
             ],
             outputs=[
                 EncoderSocket.Output(display_name="encoder", tooltip="For the Chunked AR Sampler."),
@@ -97,17 +108,29 @@ class MemoryEncoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, encoder: str, dtype: str, window: int, history: int, beside: LoadedEncoder | None = None
+        cls,
+        encoder: str,
+        dtype: str,
+        window: int,
+        history: int,
+        beside: LoadedEncoder | None = None,
+        read_once: bool = False,
     ) -> tuple[object, ...]:
         """A file that was replaced is loaded again."""
         if encoder in SMALLER:
-            return (encoder, dtype, window, history)
+            return (encoder, dtype, window, history, read_once)
         found = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)).stat()
-        return (encoder, found.st_mtime_ns, found.st_size, dtype, window, history)
+        return (encoder, found.st_mtime_ns, found.st_size, dtype, window, history, read_once)
 
     @classmethod
     def execute(
-        cls, encoder: str, dtype: str, window: int, history: int, beside: LoadedEncoder | None = None
+        cls,
+        encoder: str,
+        dtype: str,
+        window: int,
+        history: int,
+        beside: LoadedEncoder | None = None,
+        read_once: bool = False,
     ) -> io.NodeOutput:
         """Load the file, or say in one sentence why it cannot be."""
         config = HistoryConfig(window, history or None)
@@ -115,7 +138,7 @@ class MemoryEncoderLoader(io.ComfyNode):
             alone = encoder_of(smaller_frames(SMALLER[encoder]), {}, config, name="smaller frames")
         else:
             alone = load_encoder(Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)), config, TYPES.get(dtype))
-        loaded = replace(alone, beside=beside)
+        loaded = replace(alone, beside=beside, read_once=read_once)
         told = fits(loaded)
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
         return io.NodeOutput(loaded, told)

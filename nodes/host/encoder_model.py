@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...memory.chunks import PICTURES_PER_FRAME
-from ...memory.encoded_history import EncodedHistory, FilmEncoder, HistoryConfig, HistorySession
+from ...memory.encoded_history import (
+    EncodedHistory,
+    FilmEncoder,
+    History,
+    HistoryConfig,
+    HistorySession,
+)
 from ...memory.encoder import MemoryEncoder
 from ...memory.encoder_file import read_encoder
 from ...memory.encoder_spec import PATCH, EncoderSpec
@@ -30,18 +36,11 @@ from .film_sampler import FilmSampler
 from .guider import FilmGuider
 from .history_family import HistoryFamily, check_alone
 from .hunyuan_history import HunyuanHistory
+from .kept_history import keeping, reading
 from .keys import HISTORY, PACK
 from .wan_history import OTHER_TOKENS, with_history
 
 ENCODER = "longreel_encoder"
-MODELS = {
-    (1536, 16): "Wan 2.1 1.3B",
-    (5120, 16): "Wan 2.1 14B and Wan 2.2 14B",
-    (3072, 48): "Wan 2.2 5B",
-    (3072, 16): "HunyuanVideo",
-    (256, 16): "the tiny model that comes with LongReel",
-}
-"""Models by their width and the channels of their latents."""
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -49,7 +48,8 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class LoadedEncoder:
     """A memory encoder as the host keeps models, how much of a film it is to tell, and what it is called.
 
-    The film is told by those `beside` it, too, each as far back as its own `config` says; their windows do not count.
+    The film is told by those `beside` it, too, each as far back as its own `config` says; their windows do not count. `read_once`
+    keeps keys and values of history from the first call for the frames being made to the others.
     """
 
     spec: TokenSpec
@@ -57,6 +57,7 @@ class LoadedEncoder:
     config: HistoryConfig
     name: str = ""
     beside: LoadedEncoder | None = None
+    read_once: bool = False
 
     @property
     def all(self) -> tuple[LoadedEncoder, ...]:
@@ -108,73 +109,27 @@ def _loaded(
     return LoadedEncoder(spec, patcher, config, name)
 
 
-def fits(encoder: LoadedEncoder) -> str:
-    """What an artist wants to know of an encoder: for which model it is, how much it compresses, how it was made, and what
-    tells the film beside it."""
-    spec = encoder.spec
-    model = MODELS.get((spec.width, spec.channels), f"a model of width {spec.width} with {spec.channels} channels")
-    lines = [
-        "fits any Wan or HunyuanVideo, untrained" if spec.fits_any else f"fits {model}",
-        spec.in_words,
-    ]
-    if spec.base:
-        lines.append(f"made for {spec.base}")
-    lines += [f"{name}: {fact}" for name, fact in sorted(spec.trained.items())]
-    for other in encoder.all[1:]:
-        longest = other.spec.reach(other.config.longest_frames)
-        told = "the whole film" if longest is None else f"the newest {longest} frames"
-        lines.append(f"beside it {other.name} {other.spec.kind}: {told}")
-    return "\n".join(lines)
+def made_for(spec: TokenSpec) -> str:
+    """The model that an encoder was made with, in brackets, where it says so."""
+    return f" ({spec.base})" if spec.base else ""
 
 
-def check_encoder(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, int], has_vae: bool) -> None:
-    """Raises ValueError unless this encoder and those beside it can tell this model of a film of this size in latents."""
-    family = _family_of(model, encoder)
-    found = family.shape(model.get_model_object("diffusion_model"))
-    for each in encoder.all:
-        _check_fits(each, family, found, size, has_vae)
+def compute_dtype(model: ModelPatcher) -> torch.dtype:
+    """What the model computes in."""
+    dtype: torch.dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+    return dtype
 
 
-def _check_fits(
-    encoder: LoadedEncoder, family: HistoryFamily, found: tuple[int, int], size: tuple[int, int], has_vae: bool
-) -> None:
-    spec, name = encoder.spec, encoder.name
-    needed = (spec.width, spec.channels)
-    if found != needed and not spec.fits_any:
-        raise ValueError(
-            f"The memory encoder {name} needs a model of width {needed[0]} with {needed[1]} channels{_made_for(spec)}, got one "
-            f"of width {found[0]} with {found[1]}. Load that model, or another encoder."
-        )
-    if min(size) < spec.least_size:
-        raise ValueError(
-            f"The memory encoder {name} of rate {spec.kind} needs a picture of at least {spec.least_size} latents each way, got "
-            f"{size[0]} x {size[1]}. Make the film larger."
-        )
-    if spec.looks_at_pictures and not family.shows_pictures:
-        raise ValueError(
-            f"The memory encoder {name} looks at a small copy of the film's pictures, which the VAE of {family.name} cannot "
-            "make before the film is finished. Take an encoder that looks at latents."
-        )
-    if spec.looks_at_pictures and not has_vae:
-        raise ValueError(
-            f"The memory encoder {name} looks at a small copy of the film's pictures and needs the VAE for it. Connect the "
-            "VAE to the Chunked AR Sampler."
-        )
-
-
-def _family_of(model: ModelPatcher, encoder: LoadedEncoder) -> HistoryFamily:
+def family_of(model: ModelPatcher, encoder: LoadedEncoder) -> HistoryFamily:
+    """The family that reads this encoder's tokens. Raises ValueError for a model of none."""
     for family in FAMILIES:
         if family.knows(model):
             return family
     raise ValueError(
         f"A memory encoder needs an ordinary {' or '.join(family.name for family in FAMILIES)} model, got "
         f"{type(model.model).__name__}: causal checkpoints and other families remember through Sparse KV Memory. Disconnect "
-        f"the encoder, or load the model that it was made for{_made_for(encoder.spec)}."
+        f"the encoder, or load the model that it was made for{made_for(encoder.spec)}."
     )
-
-
-def _made_for(spec: TokenSpec) -> str:
-    return f" ({spec.base})" if spec.base else ""
 
 
 def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VAE | None = None) -> ModelPatcher:
@@ -182,7 +137,7 @@ def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VA
 
     `vae` makes the small copy of the film for encoders that look at one. Raises ValueError for a model that reads no history.
     """
-    family = _family_of(model, encoder)
+    family = family_of(model, encoder)
     clone = model.clone()
     clone.set_additional_models(ENCODER, [each.patcher for each in encoder.all])
     for kind, wrapper in (
@@ -208,7 +163,7 @@ class _HistoryOfRun:
         if not isinstance(sampler, FilmSampler):
             return executor(noise, latent, sampler, *args, **kwargs)
         guider: Any = executor.class_obj  # type: ignore[attr-defined]
-        dtype = guider.model_patcher.get_model_object("manual_cast_dtype") or guider.model_patcher.model.get_dtype()
+        dtype = compute_dtype(guider.model_patcher)
         encoders = [
             FilmEncoder(
                 each.spec, each.spec.reach(each.config.longest_frames), partial(self._encode, each, guider, dtype)
@@ -219,12 +174,14 @@ class _HistoryOfRun:
             encoders, self._encoder.config.window_frames, partial(self._embed_frames, guider, dtype)
         )
         rows, columns = (count // PATCH for count in sampler.latent_size)
+        network = guider.model_patcher.get_model_object("diffusion_model")
         session = HistorySession(
             history,
             history.most_tokens(sampler.plan.total_frames, *sampler.latent_size),
-            self._family.shape(guider.model_patcher.get_model_object("diffusion_model"))[0],
+            self._family.shape(network)[0],
             rows * columns,
             dtype,
+            self._family.layers(network) if self._encoder.read_once else 0,
         )
         before = guider.model_options
         guider.model_options = create_model_options_clone(before)
@@ -273,6 +230,9 @@ def _with_longer_sequence(
     """PREPARE_SAMPLING: the host reckons with the tokens of history as with more frames."""
     session: HistorySession | None = kwargs["model_options"]["transformer_options"].get(HISTORY)
     if session is not None:
+        if session.kept_layers:
+            needed = session.peak_bytes + comfy.model_management.minimum_inference_memory()
+            comfy.model_management.free_memory(needed, model.load_device)
         batch, channels, frames, *size = noise_shape
         noise_shape = [batch, channels, frames + -(-session.tokens // session.frame_tokens), *size]
     return executor(model, noise_shape, *args, **kwargs)
@@ -295,8 +255,18 @@ def _with_tokens(
         check_alone({**kwargs, "time_dim_concat": time_dim_concat}, OTHER_TOKENS)
         if session.history.current is not None:
             network = executor.class_obj  # type: ignore[attr-defined]
-            options = with_history(network, session.history.current, options)
+            options = _reading(session, session.history.current, network, options)
     return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+
+
+def _reading(session: HistorySession, history: History, network: Any, options: dict[str, Any]) -> dict[str, Any]:
+    if not session.kept_layers:
+        return with_history(network, history, options)
+    kept = session.kept(history)
+    if len(kept) < session.kept_layers:
+        kept.clear()
+        return with_history(network, history, keeping(options, history, kept))
+    return reading(options, history, kept)
 
 
 class WanHistory:
@@ -307,6 +277,7 @@ class WanHistory:
 
     name = "Wan text-to-video"
     shows_pictures = True
+    reads_once = True
     with_tokens = staticmethod(_with_tokens)
 
     def knows(self, model: ModelPatcher) -> bool:
@@ -317,6 +288,10 @@ class WanHistory:
     def shape(self, network: Any) -> tuple[int, int]:
         """Width and channels."""
         return network.dim, network.in_dim
+
+    def layers(self, network: Any) -> int:
+        """How many there are."""
+        return len(network.blocks)
 
     def embed(self, network: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
         """The host computes this embedding in float32."""

@@ -13,11 +13,13 @@ from torch import Tensor
 class HistoryFamily(Protocol):
     """What memory encoders need to know of the models that read their tokens.
 
-    `shows_pictures` says whether the family's VAE can decode a film that is still being made.
+    `shows_pictures` says whether the family's VAE can decode a film that is still being made, `reads_once` whether history that
+    looks at itself alone is the same in every call.
     """
 
     name: str
     shows_pictures: bool
+    reads_once: bool
 
     @property
     def with_tokens(self) -> Callable[..., Any]:
@@ -30,6 +32,10 @@ class HistoryFamily(Protocol):
 
     def shape(self, network: Any) -> tuple[int, int]:
         """Width of the network and channels of its latents."""
+        ...
+
+    def layers(self, network: Any) -> int:
+        """How many layers read history."""
         ...
 
     def embed(self, network: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:

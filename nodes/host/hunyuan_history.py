@@ -45,6 +45,7 @@ class HunyuanHistory:
 
     name = "HunyuanVideo text-to-video"
     shows_pictures = False
+    reads_once = False
 
     def knows(self, model: ModelPatcher) -> bool:
         """Whether it is the text-to-video model, which its variants are not."""
@@ -53,6 +54,10 @@ class HunyuanHistory:
     def shape(self, network: Any) -> tuple[int, int]:
         """Width and channels."""
         return network.hidden_size, network.in_channels
+
+    def layers(self, network: Any) -> int:
+        """Double and single ones."""
+        return len(network.double_blocks) + len(network.single_blocks)
 
     def embed(self, network: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
         """The host computes this embedding as everything else."""

@@ -26,7 +26,8 @@ from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
-from longreel.nodes.host.encoder_model import LoadedEncoder, fits
+from longreel.nodes.host.encoder_check import fits
+from longreel.nodes.host.encoder_model import LoadedEncoder
 from longreel.nodes.memory_inspector import MemoryInspector
 
 

@@ -14,9 +14,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from encoders import encoders_in
 from film import film_on_disk, planned
-from hunyuan_film import SPEC, lively_hunyuan, words
+from hunyuan_film import SPEC, lively_hunyuan, lively_network, words
 from hunyuan_variants import load_hunyuan_variant
-from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
+from numerics import BF16_COMPUTE_ERROR, FORWARD_ERROR, NOT_ROUNDING, relative_error
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, pad
@@ -27,7 +27,9 @@ from longreel.memory.encoder_spec import LowBranch, Modulation, Rate, smaller_fr
 from longreel.memory.packed_encoder import GROUPS, PREFIX, REACH, PackedEncoder, PackedSpec
 from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film
-from longreel.nodes.host.encoder_model import LoadedEncoder, check_encoder, encoder_of, fits, load_encoder
+from longreel.nodes.host.build_hunyuan import build_tiny_hunyuan
+from longreel.nodes.host.encoder_check import check_encoder, fits
+from longreel.nodes.host.encoder_model import LoadedEncoder, encoder_of, load_encoder
 from longreel.nodes.host.hunyuan_history import Call, with_history
 from longreel.nodes.host.keys import HISTORY
 
@@ -105,6 +107,19 @@ def test_a_chunk_is_what_the_model_makes_beside_the_encoded_film(
             flows.append(network(noise, call.timesteps, text, **given))
     flow, away = flows
     assert relative_error(made[2], noise - (away + cfg * (flow - away))) < FORWARD_ERROR
+
+
+def test_a_film_in_bf16_is_near_the_one_in_float32(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], packed: LoadedEncoder, tmp_path: Path
+) -> None:
+    rounded = build_tiny_hunyuan(weights=lively_network(SPEC).state_dict(), dtype=torch.bfloat16)
+    clean = loaded(HistoryConfig(1), torch.bfloat16, own_prompts=True, proportional=True, modulation=Modulation.CLEAN)
+    made = [
+        film(each, replace(clean, beside=packed), project=name).make(tmp_path).latents
+        for name, each in (("exact", model), ("rounded", rounded))
+    ]
+    assert not torch.equal(*made)
+    assert relative_error(made[1], made[0]) < BF16_COMPUTE_ERROR
 
 
 def test_smaller_frames_need_no_weights_and_any_width(model: ModelPatcher, tmp_path: Path) -> None:
@@ -233,7 +248,7 @@ def plain_output(model: ModelPatcher) -> Tensor:
 
 def test_an_image_to_video_model_is_refused_by_name(host: object, loaded: Callable[..., LoadedEncoder]) -> None:
     with pytest.raises(ValueError, match="HunyuanVideoI2V"):
-        check_encoder(load_hunyuan_variant("HunyuanVideoI2V"), loaded(), (4, 8), has_vae=False)
+        check_encoder(load_hunyuan_variant("HunyuanVideoI2V"), loaded(), 9, (4, 8), has_vae=False)
 
 
 def test_an_encoder_of_another_width_or_of_pictures_is_refused(

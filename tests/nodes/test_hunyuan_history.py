@@ -11,10 +11,12 @@ import torch
 from hunyuan_film import SPEC, drawn, lively_network
 from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from longreel.memory.encoded_history import History, Level, Stretch
-from longreel.memory.encoder_spec import Modulation
-from longreel.nodes.host.build_hunyuan import CLIP_WIDTH, TEXT_WIDTH
+from longreel.memory.encoder import token_positions
+from longreel.memory.encoder_spec import EncoderSpec, Modulation
+from longreel.nodes.host.build_hunyuan import CLIP_WIDTH, TEXT_WIDTH, TinyHunyuanSpec, new_hunyuan
 from longreel.nodes.host.history_family import check_alone
 from longreel.nodes.host.hunyuan_history import OTHER_TOKENS, Call, with_history
 
@@ -245,6 +247,30 @@ def test_an_attention_override_of_another_pack_is_asked_for_every_share(scene: S
     refined = [(WORDS, WORDS), (4, 4)] * 2
     assert sorted(seen) == sorted(shares * layers + refined)
     assert torch.equal(watched, scene.joined(history))
+
+
+def test_twenty_seconds_of_history_join_nine_frames_of_480p_at_the_real_width(host: object) -> None:
+    """On a device without numbers, through a layer of each kind."""
+    lengths: list[int] = []
+
+    def measured(attention: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **settings: Any) -> Tensor:
+        lengths.append(q.shape[2])
+        return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    encoder = EncoderSpec(width=3072, modulation=Modulation.CLEAN)
+    grid = encoder.grid(120, 60, 104)
+    network: Any = new_hunyuan(TinyHunyuanSpec(width=128, double_layers=1, single_layers=1))
+    with torch.device("meta"):
+        network = type(network)(**{**vars(network.params), "hidden_size": 3072, "num_heads": 24}, operations=torch.nn)
+        tokens = torch.empty(1, 5460, 3072)
+        history = History(tokens, token_positions(encoder, grid, -120), Modulation.CLEAN)
+        history = history._replace(prompts=((Stretch(5460, torch.empty(20, TEXT_WIDTH)),),), counts=torch.ones(5460))
+        call = Call(torch.empty(1), torch.empty(1, CLIP_WIDTH), torch.empty(1))
+        options = with_history(network, history, {"optimized_attention_override": measured}, call)
+        given = {"y": call.pooled, "guidance": call.guidance, "transformer_options": options}
+        made = network(torch.empty(1, 16, 9, 60, 104), call.timesteps, torch.empty(1, 256, TEXT_WIDTH), **given)
+    assert made.shape == (1, 16, 9, 60, 104)
+    assert sorted(lengths) == [20, 20, 256, 256, 20 + 5460, 20 + 5460, 256 + 14_040, 256 + 14_040]
 
 
 @pytest.mark.parametrize(("key", "named"), sorted(OTHER_TOKENS.items()))
