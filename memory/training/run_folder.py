@@ -27,8 +27,12 @@ def generator_for(seed: int, purpose: str, step: int) -> torch.Generator:
 class RunFolder:
     """Writes whole files only: a run that is stopped or finds the disk full keeps its last checkpoint."""
 
-    def __init__(self, folder: Path, settings: Any) -> None:
-        """Open `folder`, made if missing; a checkpoint of other settings than the dataclass `settings` is refused."""
+    def __init__(self, folder: Path, settings: Any, writes: bool = True) -> None:
+        """Open `folder`, made if missing; a checkpoint of other settings than the dataclass `settings` is refused.
+
+        One of several processes `writes`, the others read what it wrote.
+        """
+        self._writes = writes
         self.folder = folder
         self.settings = json.loads(json.dumps(asdict(settings)))
         with explained(f"make the folder {folder}"):
@@ -36,6 +40,8 @@ class RunFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint by `state`, which carries its `step`."""
+        if not self._writes:
+            return
         with whole_file(self.folder / CHECKPOINT) as path:
             torch.save({**state, "settings": self.settings}, path)
 
@@ -56,6 +62,8 @@ class RunFolder:
         return state
 
     def _drop_log_after(self, step: int) -> None:
+        if not self._writes:
+            return
         kept = [row for row in self.rows() if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         with whole_file(self.folder / LOG) as path:
@@ -63,6 +71,8 @@ class RunFolder:
 
     def log(self, row: dict[str, float]) -> None:
         """Append one line; it must carry `step`. Raises ProjectError where the disk refuses."""
+        if not self._writes:
+            return
         path = self.folder / LOG
         with explained(f"write {path}"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -77,7 +87,7 @@ class RunFolder:
     def draw_curve(self, value: str, size: tuple[int, int] = (800, 400)) -> None:
         """Draw `value` of the log over steps into a PNG, with its range written beside it."""
         points = [(row["step"], row[value]) for row in self.rows() if value in row]
-        if len(points) < 2:
+        if not self._writes or len(points) < 2:
             return
         width, height = size
         low, high = min(y for _, y in points), max(y for _, y in points)

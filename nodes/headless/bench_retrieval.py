@@ -18,7 +18,7 @@ from .workflow import WorkflowError
 if TYPE_CHECKING:
     from ...memory.encoder_spec import EncoderSpec
     from ...memory.training.clips import TileCodec
-    from ...memory.training.encoder_training import EncoderTraining
+    from ...memory.training.encoder_settings import EncoderTraining
     from ...memory.training.video_films import VideoFilms
 
 FILMS, CLIPS = 8, 2
@@ -104,7 +104,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
 
 def _plans(args: argparse.Namespace, source: dict[str, Any]) -> list[tuple[Reader, EncoderTraining]]:
     """Every encoder with the settings of every length."""
-    from ...memory.training.encoder_training import pretraining_of
+    from ...memory.training.encoder_settings import pretraining_of
 
     try:
         readers = [_reader(folder) for folder in args.encoder or [None]]

@@ -20,21 +20,23 @@ from longreel.memory.encoded_history import EncodedHistory, HistoryConfig
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
 from longreel.memory.training.clips import FilmClips, TileCodec, film_clips
-from longreel.memory.training.encoder_training import (
-    FAINTEST,
+from longreel.memory.training.encoder_settings import (
     Branches,
     EncoderStage,
+    finetuning_of,
+    tiny_encoder_spec,
+    trained_spec,
+)
+from longreel.memory.training.encoder_training import (
+    FAINTEST,
     clean_batch,
     encoder_batch,
     encoder_films,
     encoder_loss,
-    finetuning_of,
     noise_levels,
     predict_beside_history,
     read_history,
-    tiny_encoder_spec,
     train_encoder,
-    trained_spec,
 )
 from longreel.memory.training.lora import add_lora, lora_state, save_lora
 from longreel.memory.training.storyworld import HEIGHT, WIDTH
