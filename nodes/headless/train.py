@@ -29,7 +29,7 @@ PROBE_FILMS = 12
 TELL_EVERY = 25
 LAYERS = 4
 GATE_FORMS = ("omnimem", "decmem")
-GATE_STEPS = 200
+GATE_STEPS = 600
 FAMILIES = tuple(STEPS)
 
 
