@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ class RunFolder:
     def __init__(self, folder: Path, settings: Any, writes: bool = True) -> None:
         """Open `folder`, made if missing; a checkpoint of other settings than the dataclass `settings` is refused.
 
+        One that is older than a setting was made with the default of that setting.
         One of several processes `writes`, the others read what it wrote.
         """
         self._writes = writes
         self.folder = folder
         self.settings = json.loads(json.dumps(asdict(settings)))
+        self._usual = {entry.name for entry in fields(settings) if getattr(settings, entry.name) == entry.default}
         with explained(f"make the folder {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -53,9 +55,10 @@ class RunFolder:
         with explained(f"read {path}"):
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in self.settings.items():
-            if name != "steps" and state["settings"].get(name) != value:
+            before = state["settings"].get(name, value if name in self._usual else None)
+            if name != "steps" and before != value:
                 raise ProjectError(
-                    f"The run in {self.folder} was made with {name}={state['settings'].get(name)}, got {value}. "
+                    f"The run in {self.folder} was made with {name}={before}, got {value}. "
                     f"Give the old value to continue it, or another folder to start anew."
                 )
         self._drop_log_after(int(state["step"]))
