@@ -30,8 +30,7 @@ class RunFolder:
     def __init__(self, folder: Path, settings: Any, writes: bool = True) -> None:
         """Open `folder`, made if missing; a checkpoint of other settings than the dataclass `settings` is refused.
 
-        One that is older than a setting was made with the default of that setting.
-        One of several processes `writes`, the others read what it wrote.
+        One that is older than a setting was made with its default. One of several processes `writes`, the others read that.
         """
         self._writes = writes
         self.folder = folder

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .boot import boot_host
 from .render import check_folder
 from .train_encoder import ENCODER_FILE, LORA_FILE, write_json
-from .train_videos import HISTORY_FRAMES, add_source, captioned_videos, source_settings, video_films
+from .train_films import HISTORY_FRAMES, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .boot import DEVICES, boot_host
 from .launched import launched
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
-from .train_videos import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
+from .train_films import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:

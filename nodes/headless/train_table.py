@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .launched import launched
 from .render import INTERRUPTED_EXIT
 from .train_encoder import BRANCHES, RETRIEVAL_FILE, add_device, new_pair, prepare, save_pair, tell_step, write_json
-from .train_videos import add_history, add_source, captioned_videos, source_settings, video_films
+from .train_films import add_history, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
