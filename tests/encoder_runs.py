@@ -9,14 +9,8 @@ import torch
 
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.training.clips import TileCodec, film_clips
-from longreel.memory.training.encoder_training import (
-    EncoderBatch,
-    EncoderStage,
-    EncoderTraining,
-    encoder_batch,
-    encoder_films,
-    tiny_encoder_spec,
-)
+from longreel.memory.training.encoder_settings import EncoderStage, EncoderTraining, tiny_encoder_spec
+from longreel.memory.training.encoder_training import EncoderBatch, encoder_batch, encoder_films
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.nodes.host.build import TinyWanSpec
 

@@ -9,7 +9,8 @@ import torch
 
 from ..encoder import MemoryEncoder
 from .clips import TileCodec
-from .encoder_training import EncoderTraining, clean_batch, encoder_loss, films_of
+from .encoder_settings import EncoderTraining
+from .encoder_training import clean_batch, encoder_loss, films_of
 from .video_films import VideoFilms
 
 
@@ -36,10 +37,11 @@ def measure_continuation(
     The noise is the same each time.
     """
     config = replace(config, clips=max(2, config.clips))
+    device = network.patch_embedding.weight.device
     rows = []
     with modules.training():
         for number in range(batches):
-            own = clean_batch(config, films_of(config, codec, videos, number, unseen=True), window=0)
+            own = clean_batch(config, films_of(config, codec, videos, number, unseen=True), window=0).to(device)
             other = own._replace(history=own.history.roll(1, 0), prompts=[own.prompts[-1], *own.prompts[:-1]])
             nothing = own._replace(history=own.history[:, :, :0])
             batches_of = (own, other, nothing)

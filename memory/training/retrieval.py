@@ -13,14 +13,8 @@ from torch.nn import functional
 from ..encoded_history import History
 from ..encoder import MemoryEncoder
 from .clips import TileCodec, decode_latents
-from .encoder_training import (
-    EncoderStage,
-    EncoderTraining,
-    draw_frames,
-    encoder_batch,
-    films_of,
-    read_history,
-)
+from .encoder_settings import EncoderStage, EncoderTraining
+from .encoder_training import draw_frames, encoder_batch, films_of, read_history
 from .run_folder import generator_for
 from .storyworld import FRAME_STRIDE
 from .tiny_vae import psnr
@@ -80,12 +74,13 @@ def ask_films(
     if config.stage != EncoderStage.PRETRAIN.value:
         raise ValueError(f"Retrieval needs the settings of stage I, got {config.stage}. Measure a pretrained encoder.")
     config = replace(config, clips=max(2, config.clips))
+    device = network.patch_embedding.weight.device
     asked = []
     with modules.training():
         for number in range(batches):
             clips = films_of(config, codec, videos, number, unseen=True)
-            marked = encoder_batch(config, clips, number)
-            whole = read_history(network, encoder, marked._replace(history=clips.latents))
+            marked = encoder_batch(config, clips, number).to(device)
+            whole = read_history(network, encoder, marked._replace(history=clips.latents.to(device)))
             assert whole is not None
             histories: list[History | None] = [
                 read_history(network, encoder, marked),
@@ -93,9 +88,14 @@ def ask_films(
                 whole._replace(tokens=whole.tokens.roll(1, dims=0)),
                 None,
             ]
-            noise = torch.randn(marked.target.shape, generator=generator_for(config.seed, "retrieval noise", number))
+            noise = torch.randn(
+                marked.target.shape, generator=generator_for(config.seed, "retrieval noise", number)
+            ).to(device)
             drawn = [draw_frames(modules, network, history, noise, marked.text) for history in histories]
-            asked += [_judged(*films, codec) for films in zip(marked.target, torch.stack(drawn, dim=1), strict=True)]
+            asked += [
+                _judged(*films, codec)
+                for films in zip(marked.target.cpu(), torch.stack(drawn, dim=1).cpu(), strict=True)
+            ]
     return asked
 
 

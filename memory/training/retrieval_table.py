@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..encoder import MemoryEncoder
 from .clips import TILE
-from .encoder_training import LONGEST_SHOT, Branches, EncoderTraining
+from .encoder_settings import LONGEST_SHOT, Branches, EncoderTraining
 from .recall_statistics import mean_interval
 from .retrieval import AskedFilm, Retrieval, mean_retrieval
 from .storyworld import FPS, FRAME_STRIDE, USUAL_PACE, Size

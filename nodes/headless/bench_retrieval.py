@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .boot import boot_host
 from .render import check_folder
 from .train_encoder import ENCODER_FILE, LORA_FILE, write_json
-from .train_videos import HISTORY_FRAMES, add_source, captioned_videos, source_settings, video_films
+from .train_films import HISTORY_FRAMES, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from ...memory.encoder_spec import EncoderSpec
     from ...memory.training.clips import TileCodec
-    from ...memory.training.encoder_training import EncoderTraining
+    from ...memory.training.encoder_settings import EncoderTraining
     from ...memory.training.video_films import VideoFilms
 
 FILMS, CLIPS = 8, 2
@@ -104,7 +104,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
 
 def _plans(args: argparse.Namespace, source: dict[str, Any]) -> list[tuple[Reader, EncoderTraining]]:
     """Every encoder with the settings of every length."""
-    from ...memory.training.encoder_training import pretraining_of
+    from ...memory.training.encoder_settings import pretraining_of
 
     try:
         readers = [_reader(folder) for folder in args.encoder or [None]]

@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .boot import boot_host
+from .boot import DEVICES, boot_host
+from .launched import launched
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
-from .train_videos import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
+from .train_films import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from ...memory.encoder import MemoryEncoder
-    from ...memory.training.encoder_training import EncoderTraining
+    from ...memory.training.encoder_settings import EncoderTraining
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
 ENCODER_FILE, LORA_FILE = "encoder.safetensors", "encoder_lora.safetensors"
@@ -66,18 +67,29 @@ def add_encoder(models: Any) -> Any:
         parser.add_argument("--seed", type=int, default=0, help="other films and another encoder (default: 0)")
         add_source(parser)
         add_history(parser)
+        add_device(parser)
         parser.set_defaults(train=run_encoder, stage=stage)
     return stages
 
 
+def add_device(parser: Any) -> None:
+    """`--device`."""
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="where to train (default: cpu); several GPUs: start the command with `accelerate launch`",
+    )
+
+
 def run_encoder(args: argparse.Namespace) -> int:
-    """Train or continue one stage on the CPU, and write the encoder and its LoRA.
+    """Train or continue one stage, and write the encoder and its LoRA.
 
     Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
     """
     config, start = _settings(args)
     captioned = captioned_videos(args.videos)
-    prepare(args.out)
+    prepare(args.out, args.device)
     import peft
 
     from ...memory.training.continuation import measure_continuation
@@ -88,18 +100,25 @@ def run_encoder(args: argparse.Namespace) -> int:
     from ..host.build import host_modules
     from .train import tiny_codec
 
-    modules = host_modules()
-    videos = video_films(captioned, config.size, config.film_frames, modules, args.out)
-    config = config if videos is None else replace(config, films=videos.name)
-    RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
-    codec = tiny_codec(modules, args.out)
+    modules, processes = host_modules(), launched(args.device)
+    config = replace(config, processes=processes.count)
+    with processes.one_first():
+        videos = video_films(captioned, config.size, config.film_frames, modules, args.out)
+        config = config if videos is None else replace(config, films=videos.name)
+        RunFolder(args.out, config, processes.leads).load()  # refuses a run of other settings before the slow part
+        codec = tiny_codec(modules, args.out)
+    tell = tell_step if processes.leads else tell_nothing
     network, encoder = new_pair(config, start)
-    print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
+    if processes.leads:
+        print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
     try:
-        train_encoder(config, modules, peft, network, encoder, codec, args.out, tell_step, _lora(args), videos)
+        train_encoder(config, modules, peft, network, encoder, codec, args.out, tell, _lora(args), videos, processes)
     except KeyboardInterrupt:
         print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
         return INTERRUPTED_EXIT
+    processes.part()
+    if not processes.leads:
+        return 0
     save_pair(args.out, config, network, encoder)
     print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
     if args.stage == "pretrain":
@@ -134,13 +153,13 @@ def run_encoder(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(out: Path) -> None:
+def prepare(out: Path, device: str) -> None:
     """Whether there is all that training needs, and the host. Raises WorkflowError where something is missing."""
     if importlib.util.find_spec("peft") is None:
         raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
     check_folder(out)
     set_logging(verbose=False)
-    boot_host("cpu")
+    boot_host(device)
     from ..host.build import shipped_weights
 
     if shipped_weights("wan") is None:
@@ -152,7 +171,7 @@ def new_pair(config: EncoderTraining, start: Any = None) -> tuple[Any, MemoryEnc
     import torch
 
     from ...memory.encoder import MemoryEncoder
-    from ...memory.training.encoder_training import tiny_encoder_spec
+    from ...memory.training.encoder_settings import tiny_encoder_spec
     from ...memory.training.initialise import initialise_encoder
     from ..host.build import TinyWanSpec, host_modules, shipped_weights
     from .train import LAYERS
@@ -171,7 +190,7 @@ def new_pair(config: EncoderTraining, start: Any = None) -> tuple[Any, MemoryEnc
 def save_pair(out: Path, config: EncoderTraining, network: Any, encoder: MemoryEncoder) -> None:
     """Write the encoder, with what is worth knowing of this training, and the adapters."""
     from ...memory.encoder_file import save_encoder
-    from ...memory.training.encoder_training import trained_spec
+    from ...memory.training.encoder_settings import trained_spec
     from ...memory.training.lora import save_lora
 
     save_encoder(out / ENCODER_FILE, trained_spec(encoder.spec, config), encoder.state_dict())
@@ -188,7 +207,7 @@ def write_json(path: Path, found: Any) -> None:
 def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     """The training, and spec and weights of the encoder that it starts from."""
     from ...memory.encoder_file import read_encoder
-    from ...memory.training.encoder_training import EncoderTraining, finetuning_of
+    from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
 
     common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames")}
     common |= source_settings(args)
@@ -228,3 +247,7 @@ def _lora(args: argparse.Namespace) -> Any:
 def tell_step(row: dict[str, float]) -> None:
     if row["step"] % TELL_EVERY == 0:
         print(f"step {row['step']:5.0f}   loss {row['loss']:.3f}   {row['seconds']:.0f} s")
+
+
+def tell_nothing(row: dict[str, float]) -> None:
+    """For the processes that do not speak."""

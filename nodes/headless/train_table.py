@@ -6,17 +6,20 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .launched import launched
 from .render import INTERRUPTED_EXIT
-from .train_encoder import BRANCHES, RETRIEVAL_FILE, new_pair, prepare, save_pair, tell_step, write_json
-from .train_videos import add_history, add_source, captioned_videos, source_settings, video_films
+from .train_encoder import BRANCHES, RETRIEVAL_FILE, add_device, new_pair, prepare, save_pair, tell_step, write_json
+from .train_films import add_history, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from ...memory.training.clips import TileCodec
-    from ...memory.training.encoder_training import EncoderTraining
+    from ...memory.training.encoder_settings import EncoderTraining
+    from ...memory.training.processes import Processes
     from ...memory.training.video_films import VideoFilms
 
 STEPS, CLIPS, COOL_DOWN, SIZE = 250, 2, 100, "128x192"
@@ -35,6 +38,7 @@ def add_table(stages: Any) -> None:
     table.add_argument("--clips", type=int, default=CLIPS, help=f"films a step (default: {CLIPS})")
     add_source(table, SIZE)
     add_history(table)
+    add_device(table)
     table.add_argument("--films", type=int, default=MEASURED_FILMS, help=f"measured (default: {MEASURED_FILMS})")
     table.add_argument("--seed", type=int, default=0, help="other films and other encoders (default: 0)")
     table.add_argument(
@@ -53,19 +57,23 @@ def run_table(args: argparse.Namespace) -> int:
     """
     configs = _settings(args)
     captioned = captioned_videos(args.videos)
-    prepare(args.out)
+    prepare(args.out, args.device)
     from ..host.build import host_modules
     from .train import tiny_codec
 
+    processes = launched(args.device)
+    if processes.count > 1:
+        raise WorkflowError(f"A table is made by a single process, got {processes.count}. Start it without accelerate.")
     videos = video_films(captioned, args.size, args.history_frames, host_modules(), args.out)
     if videos is not None:
         configs = tuple(replace(config, films=videos.name) for config in configs)
     codec = tiny_codec(host_modules(), args.out)
+    train = partial(_row, args, codec=codec, videos=videos, processes=processes)
     print(f"{len(configs)} rows of {args.steps} steps. Ctrl-C stops it; the same command goes on.")
     rows = []
     try:
         for config in configs:
-            rows.append(_row(args, config, codec, videos))
+            rows.append(train(config))
             _write_table(args.out, rows)
     except KeyboardInterrupt:
         print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
@@ -76,7 +84,7 @@ def run_table(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, ...]:
-    from ...memory.training.encoder_training import EncoderTraining
+    from ...memory.training.encoder_settings import EncoderTraining
     from ...memory.training.retrieval_table import ROWS, table_settings
 
     rows = ROWS if args.row is None else [_parsed(row) for row in args.row]
@@ -106,7 +114,11 @@ def _parsed(row: str) -> tuple[str, str]:
 
 
 def _row(
-    args: argparse.Namespace, config: EncoderTraining, codec: TileCodec, videos: VideoFilms | None
+    args: argparse.Namespace,
+    config: EncoderTraining,
+    codec: TileCodec,
+    videos: VideoFilms | None,
+    processes: Processes,
 ) -> dict[str, Any]:
     """The row from its folder, or trained and measured now."""
     import peft
@@ -125,7 +137,7 @@ def _row(
         if same and len(row["films"]["marked"]) == args.films:
             return row
     network, encoder = new_pair(config)
-    train_encoder(config, host_modules(), peft, network, encoder, codec, folder, tell_step, videos=videos)
+    train_encoder(config, host_modules(), peft, network, encoder, codec, folder, tell_step, None, videos, processes)
     save_pair(folder, config, network, encoder)
     asked = ask_films(config, host_modules(), network, encoder, codec, args.films // max(2, config.clips), videos)
     with whole_file(folder / PICTURES_FILE) as part:

@@ -14,12 +14,8 @@ from numerics import NOT_ROUNDING, SAME_SUM
 from longreel.memory.training.clips import TileCodec
 from longreel.memory.training.continuation import measure_continuation
 from longreel.memory.training.encoder_recall import measure_encoder_recall, returning_films
-from longreel.memory.training.encoder_training import (
-    EncoderStage,
-    encoder_batch,
-    train_encoder,
-    trained_spec,
-)
+from longreel.memory.training.encoder_settings import EncoderStage, trained_spec
+from longreel.memory.training.encoder_training import encoder_batch, train_encoder
 from longreel.memory.training.retrieval import ask_films, mean_retrieval, structural_similarity
 from longreel.memory.training.retrieval_table import row_name, row_of
 from longreel.memory.training.storyworld import HEIGHT, WIDTH

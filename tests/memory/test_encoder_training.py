@@ -20,23 +20,26 @@ from longreel.memory.encoded_history import EncodedHistory, FilmEncoder
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
 from longreel.memory.training.clips import FilmClips, TileCodec, film_clips
-from longreel.memory.training.encoder_training import (
-    FAINTEST,
+from longreel.memory.training.encoder_settings import (
     Branches,
     EncoderStage,
+    finetuning_of,
+    tiny_encoder_spec,
+    trained_spec,
+)
+from longreel.memory.training.encoder_training import (
+    FAINTEST,
     clean_batch,
     encoder_batch,
     encoder_films,
     encoder_loss,
-    finetuning_of,
     noise_levels,
     predict_beside_history,
     read_history,
-    tiny_encoder_spec,
     train_encoder,
-    trained_spec,
 )
 from longreel.memory.training.lora import add_lora, lora_state, save_lora
+from longreel.memory.training.run_folder import RunFolder
 from longreel.memory.training.storyworld import HEIGHT, WIDTH
 from longreel.memory.training.words import split_words
 from longreel.memory.whole_file import ProjectError
@@ -196,6 +199,17 @@ def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec
     other = replace(SHORT, clips=3)
     with pytest.raises(ProjectError, match=r"clips=2, got 3"):
         train_encoder(other, modules, peft, modules.new_wan(SPEC), new_encoder(), codec, tmp_path)
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, SHORT)
+    del run.settings["size"]
+    run.save({"step": 1})
+    state = RunFolder(tmp_path, SHORT).load()
+    assert state is not None
+    assert state["step"] == 1
+    with pytest.raises(ProjectError, match="got 128x192"):
+        RunFolder(tmp_path, replace(SHORT, size="128x192")).load()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longreel.memory.encoder import MemoryEncoder
-from longreel.memory.training.encoder_training import EncoderTraining, tiny_encoder_spec
+from longreel.memory.training.encoder_settings import EncoderTraining, tiny_encoder_spec
 from longreel.memory.training.retrieval import AskedFilm, Quality, Retrieval
 from longreel.memory.training.retrieval_table import (
     ROWS,

@@ -18,14 +18,8 @@ from longreel.memory.chunks import plan_chunks
 from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_file import save_encoder
 from longreel.memory.training.clips import FilmClips
-from longreel.memory.training.encoder_training import (
-    EncoderStage,
-    EncoderTraining,
-    clean_batch,
-    predict_beside_history,
-    read_history,
-    tiny_encoder_spec,
-)
+from longreel.memory.training.encoder_settings import EncoderStage, EncoderTraining, tiny_encoder_spec
+from longreel.memory.training.encoder_training import clean_batch, predict_beside_history, read_history
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.training.lora import add_lora, save_lora
