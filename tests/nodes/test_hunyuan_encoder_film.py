@@ -96,8 +96,8 @@ def test_a_chunk_is_what_the_model_makes_beside_the_encoded_film(
         assert grid == (3, 1, 2)
         counts = torch.tensor([8.0] * 6 + [1.0] * 8)
         # Two of the three frames of tokens begin in the first shot.
-        first, second = (prompt[0][0][0] for prompt in PROMPTS[:2])
-        prompts = ((Stretch(4, first), Stretch(2 + 8, second)),) if own_prompts else ()
+        read = [(prompt[0][0][0], prompt[0][1]["pooled_output"][0]) for prompt in PROMPTS[:2]]
+        prompts = ((Stretch(4, *read[0]), Stretch(2 + 8, *read[1])),) if own_prompts else ()
         history = History(tokens, positions, modulation, prompts=prompts, counts=counts)
         flows = []
         for ((text, extras),) in (PROMPTS[2], NEGATIVE):
