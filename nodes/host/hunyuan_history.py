@@ -10,6 +10,7 @@ its tokens read these words and all pictures, as the host's own words and pictur
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -36,6 +37,8 @@ OTHER_TOKENS = {
     "txt_byt5": "words of a second text encoder",
     "clip_fea": "a picture for the prompt",
 }
+TRAINED_FRAMES = 33
+"""Latent frames of the clips that HunyuanVideo was trained on: 129 pictures."""
 _TIME_VALUES = 256
 
 Dims = list[tuple[int, int, int]]
@@ -92,7 +95,8 @@ class HunyuanHistory:
             check_alone({**given, "txt_byt5": txt_byt5, "clip_fea": clip_fea}, OTHER_TOKENS)
             if session.history.current is not None:
                 network = executor.class_obj  # type: ignore[attr-defined]
-                options = with_history(network, session.history.current, options, Call(timestep, y, guidance))
+                history = anchored(session.history.current, x.shape[2])
+                options = with_history(network, history, options, Call(timestep, y, guidance))
         return executor(
             x,
             timestep,
@@ -118,6 +122,17 @@ class Call(NamedTuple):
     timesteps: Tensor
     pooled: Tensor | None = None
     guidance: Tensor | None = None
+
+
+def anchored(history: History, frames: int) -> History:
+    """`history` and `frames` being made at the times of a clip that the model knows.
+
+    Words stand at time 0, where a clip begins, so there history begins, too: but the frames being made never end farther from the
+    words than in a clip of the trained length, and what is older than fits lies before 0.
+    """
+    shift = min(math.ceil(-float(history.positions[..., 0].min())), max(0, TRAINED_FRAMES - frames))
+    later = torch.tensor([float(shift), 0.0, 0.0])
+    return history._replace(positions=history.positions + later, target_frames=torch.arange(frames) + float(shift))
 
 
 def with_history(network: Any, history: History, options: dict[str, Any], call: Call) -> dict[str, Any]:

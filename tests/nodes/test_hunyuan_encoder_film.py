@@ -30,7 +30,7 @@ from longreel.nodes.film import Film
 from longreel.nodes.host.build_hunyuan import build_tiny_hunyuan
 from longreel.nodes.host.encoder_check import check_encoder, fits
 from longreel.nodes.host.encoder_model import LoadedEncoder, encoder_of, load_encoder
-from longreel.nodes.host.hunyuan_history import Call, with_history
+from longreel.nodes.host.hunyuan_history import Call, anchored, with_history
 from longreel.nodes.host.keys import HISTORY
 
 WIDTH, TIMESTEP, GUIDANCE = SPEC.width, 1000.0, 6.0
@@ -102,7 +102,7 @@ def test_a_chunk_is_what_the_model_makes_beside_the_encoded_film(
         flows = []
         for ((text, extras),) in (PROMPTS[2], NEGATIVE):
             call = Call(torch.tensor([TIMESTEP]), extras["pooled_output"], torch.tensor([GUIDANCE]))
-            options = with_history(network, history, {}, call)
+            options = with_history(network, anchored(history, 3), {}, call)
             given = {"y": call.pooled, "guidance": call.guidance, "transformer_options": options}
             flows.append(network(noise, call.timesteps, text, **given))
     flow, away = flows
@@ -189,7 +189,7 @@ def test_a_chunk_reads_what_framepacks_embeddings_make_of_the_newest_frames(
         ((text, extras),) = PROMPTS[2]
         call = Call(torch.tensor([TIMESTEP]), extras["pooled_output"], torch.tensor([GUIDANCE]))
         given = {"y": call.pooled, "guidance": call.guidance}
-        options = with_history(network, history, {}, call)
+        options = with_history(network, anchored(history, 3), {}, call)
         flow = network(noise, call.timesteps, text, **given, transformer_options=options)
     assert relative_error(made[2], noise - flow) < FORWARD_ERROR
     assert read_trace(result.trace)[0]["memory"].endswith(

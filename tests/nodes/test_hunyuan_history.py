@@ -18,7 +18,7 @@ from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import EncoderSpec, Modulation
 from longreel.nodes.host.build_hunyuan import CLIP_WIDTH, TEXT_WIDTH, TinyHunyuanSpec, new_hunyuan
 from longreel.nodes.host.history_family import check_alone
-from longreel.nodes.host.hunyuan_history import OTHER_TOKENS, Call, with_history
+from longreel.nodes.host.hunyuan_history import OTHER_TOKENS, Call, anchored, with_history
 
 FRAMES, OLDER, HEIGHT, WIDTH, WORDS = 3, 2, 8, 12, 7
 TOKENS = HEIGHT * WIDTH // 4
@@ -73,6 +73,25 @@ def test_history_under_the_targets_level_is_what_the_host_makes_of_one_longer_fi
     joined = scene.joined(scene.history(FRAMES))
     assert relative_error(joined, native) < FORWARD_ERROR
     assert relative_error(joined, scene.run(scene.x, {})) > NOT_ROUNDING
+
+
+def test_a_chunk_behind_history_is_the_end_of_a_clip(scene: Scene) -> None:
+    """Words stand where a clip begins, and there history is put."""
+    native = scene.run(torch.cat([scene.older, scene.x], dim=2), {})[:, :, OLDER:]
+    history = scene.history(-OLDER)
+    assert relative_error(scene.joined(anchored(history, FRAMES)), native) < FORWARD_ERROR
+    assert relative_error(scene.joined(history), native) > NOT_ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("oldest", "frames", "start"), [(-5.5, 3, 6), (-30, 3, 30), (-31, 3, 30), (-200, 6, 27), (-9, 40, 0)]
+)
+def test_history_begins_with_the_clip_as_far_as_it_was_trained(oldest: float, frames: int, start: int) -> None:
+    positions = torch.tensor([[oldest, 1.0, 2.0], [-1.0, 3.0, 4.0]])
+    made = anchored(History(torch.zeros(1, 2, 8), positions, Modulation.CLEAN), frames)
+    assert made.target_frames is not None
+    assert made.target_frames.tolist() == [start + frame for frame in range(frames)]
+    assert torch.equal(made.positions - torch.tensor([start, 0, 0]), positions)
 
 
 def test_clean_history_is_what_the_host_makes_of_a_clean_first_frame(scene: Scene) -> None:
