@@ -22,21 +22,23 @@ from .transitions import Reach
 class Stretch(NamedTuple):
     """So many neighbouring tokens of one shot, and the prompt `[W, C]` that they read, before the model's own embedding.
 
-    None is the prompt of the frames being made.
+    None is the prompt of the frames being made. `pooled` `[P]` is its one vector for all words, where the model reads one.
     """
 
     tokens: int
     prompt: Tensor | None
+    pooled: Tensor | None = None
 
 
-def stretches(parts: Iterable[tuple[int, Tensor | None]]) -> tuple[Stretch, ...]:
+def stretches(parts: Iterable[tuple[int, Tensor | None] | Stretch]) -> tuple[Stretch, ...]:
     """Counts of tokens with their prompts, neighbours under the same one joined."""
     found: list[Stretch] = []
-    for tokens, prompt in parts:
-        if found and found[-1].prompt is prompt:
-            found[-1] = Stretch(found[-1].tokens + tokens, prompt)
+    for part in parts:
+        one = Stretch(*part)
+        if found and found[-1].prompt is one.prompt:
+            found[-1] = one._replace(tokens=found[-1].tokens + one.tokens)
         else:
-            found.append(Stretch(tokens, prompt))
+            found.append(one)
     return tuple(found)
 
 
@@ -195,7 +197,7 @@ class EncodedHistory:
         ]
         self._embed = embed
         self._window: Tensor | None = None
-        self._prompts: list[Tensor | None] = []  # one for each frame
+        self._prompts: list[tuple[Tensor | None, Tensor | None]] = []  # words, and one vector for them, of each frame
         self._film = 0
         self._size = (0, 0)
         self.current: History | None = None
@@ -219,12 +221,13 @@ class EncodedHistory:
         told = [(spec, longest) for spec, longest, _ in self.encoders]
         return most_tokens(told, self.window_frames, film_frames, height, width)
 
-    def append(self, latents: Tensor, prompt: Tensor | None = None) -> None:
+    def append(self, latents: Tensor, prompt: Tensor | None = None, pooled: Tensor | None = None) -> None:
         """The film goes on with clean latents `[1, C, T, H, W]`. Frames that fill no token wait for the next ones.
 
-        `prompt` `[W, C]` is what they were made under; encoders whose tokens read prompts of their own need it.
+        `prompt` `[W, C]` is what they were made under, `pooled` `[P]` one vector for all of it where the model reads one; encoders
+        whose tokens read prompts of their own need them.
         """
-        self._prompts += [prompt] * latents.shape[2]
+        self._prompts += [(prompt, pooled)] * latents.shape[2]
         self._film += latents.shape[2]
         self._size = (latents.shape[3], latents.shape[4])
         for told in self._told:
@@ -261,7 +264,7 @@ class EncodedHistory:
             Level(sum(part.tokens.shape[1] for part in same), modulation)
             for modulation, same in groupby(parts, lambda part: part.spec.modulation)
         ]
-        read = stretches((part.tokens.shape[1], self._prompt_of(part)) for part in parts)
+        read = stretches(Stretch(part.tokens.shape[1], *self._prompt_of(part)) for part in parts)
         counts = [
             torch.full((part.tokens.shape[1],), float(part.stands_for if part.spec.proportional else 1))
             for part in parts
@@ -274,16 +277,16 @@ class EncodedHistory:
             counts=torch.cat(counts) if any(part.spec.proportional for part in parts) else None,
         )
 
-    def _prompt_of(self, part: _Part) -> Tensor | None:
+    def _prompt_of(self, part: _Part) -> tuple[Tensor | None, Tensor | None]:
         if not part.spec.own_prompts:
-            return None
-        prompt = self._prompts[part.frame]
+            return None, None
+        prompt, pooled = self._prompts[part.frame]
         if prompt is None:
             raise ValueError(
                 "A memory encoder whose tokens read prompts of their own needs that of every frame, got none for frame "
                 f"{part.frame}."
             )
-        return prompt
+        return prompt, pooled
 
     def _whole_frames(self, reach: Reach) -> tuple[int, ...]:
         kept = 0 if self._window is None else self._window.shape[2]

@@ -10,8 +10,11 @@ its tokens read these words and all pictures, as the host's own words and pictur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +22,7 @@ from comfy.ldm.flux.layers import timestep_embedding
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...memory.encoded_history import History, HistorySession, Stretch
+from ...memory.encoded_history import History, HistorySession, Level, Stretch
 from ...memory.encoder_spec import Modulation
 from .history_family import check_alone
 from .hunyuan_video import HunyuanVideoAdapter
@@ -34,6 +37,8 @@ OTHER_TOKENS = {
     "txt_byt5": "words of a second text encoder",
     "clip_fea": "a picture for the prompt",
 }
+TRAINED_FRAMES = 33
+"""Latent frames of the clips that HunyuanVideo was trained on: 129 pictures."""
 _TIME_VALUES = 256
 
 Dims = list[tuple[int, int, int]]
@@ -90,7 +95,8 @@ class HunyuanHistory:
             check_alone({**given, "txt_byt5": txt_byt5, "clip_fea": clip_fea}, OTHER_TOKENS)
             if session.history.current is not None:
                 network = executor.class_obj  # type: ignore[attr-defined]
-                options = with_history(network, session.history.current, options, Call(timestep, y, guidance))
+                history = anchored(session.history.current, x.shape[2])
+                options = with_history(network, history, options, Call(timestep, y, guidance))
         return executor(
             x,
             timestep,
@@ -118,6 +124,17 @@ class Call(NamedTuple):
     guidance: Tensor | None = None
 
 
+def anchored(history: History, frames: int) -> History:
+    """`history` and `frames` being made at the times of a clip that the model knows.
+
+    Words stand at time 0, where a clip begins, so there history begins, too: but the frames being made never end farther from the
+    words than in a clip of the trained length, and what is older than fits lies before 0.
+    """
+    shift = min(math.ceil(-float(history.positions[..., 0].min())), max(0, TRAINED_FRAMES - frames))
+    later = torch.tensor([float(shift), 0.0, 0.0])
+    return history._replace(positions=history.positions + later, target_frames=torch.arange(frames) + float(shift))
+
+
 def with_history(network: Any, history: History, options: dict[str, Any], call: Call) -> dict[str, Any]:
     """`transformer_options` under which one `call` of the host's HunyuanVideo `network` reads `history`.
 
@@ -143,7 +160,8 @@ class _Join:
         self._shares: list[tuple[Tensor, Tensor]] = []
         self._positions: Tensor | None = None
         self._mask: Tensor | None = None
-        self._vectors: Tensor | None = None
+        self._lengths: dict[int, int] = {}
+        self._told: tuple[Tensor, Dims | None] | None = None
 
     def enter(self, args: dict[str, Any]) -> dict[str, Any]:
         """Picture `[B, L, C]` to `[B, L + M, C]`, and words `[B, W, C]` with those of history's own prompts behind them."""
@@ -151,10 +169,11 @@ class _Join:
         self.own_words, self.own_tokens = txt.shape[1], img.shape[1]
         if history.prompts:
             (read,) = history.prompts
-            prompts = {id(prompt): prompt for _, prompt in read if prompt is not None}
+            prompts = {id(prompt): prompt for _, prompt, _ in read if prompt is not None}
             refined = {key: self._refined(prompt, args) for key, prompt in prompts.items()}
             txt = torch.cat([txt, *refined.values()], dim=1)
-            self._shares = self._shared_out(read, {key: words.shape[1] for key, words in refined.items()}, txt)
+            self._lengths = {key: words.shape[1] for key, words in refined.items()}
+            self._shares = self._shared_out(read, txt)
         self.words = txt.shape[1]
         return {"img": torch.cat([img, history.tokens.to(img).expand(img.shape[0], -1, -1)], dim=1), "txt": txt}
 
@@ -167,18 +186,16 @@ class _Join:
         )
         return refined
 
-    def _shared_out(
-        self, read: Sequence[Stretch], lengths: dict[int, int], like: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _shared_out(self, read: Sequence[Stretch], like: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Who reads what: pairs of rows and columns of attention, first of the frames being made, then of each prompt."""
         everything = torch.arange(like.shape[1] + self.own_tokens + self._history.tokens.shape[1], device=like.device)
         pictures = everything[like.shape[1] :]
         rows: dict[int | None, list[Tensor]] = {None: [everything[: self.own_words], pictures[: self.own_tokens]]}
         word, token = self.own_words, self.own_tokens
-        for key, length in lengths.items():
+        for key, length in self._lengths.items():
             rows[key] = [everything[word : word + length]]
             word += length
-        for count, prompt in read:
+        for count, prompt, _ in read:
             rows[None if prompt is None else id(prompt)].append(pictures[token : token + count])
             token += count
         return [(torch.cat(readers), torch.cat([readers[0], pictures])) for readers in rows.values()]
@@ -237,30 +254,46 @@ class _Join:
                 self._mask[..., before:] = counts.log().to(self._mask)
         return self._mask
 
-    def modulation(self, vec: Tensor, first: int) -> tuple[Tensor, Dims | None]:
-        """The host's `vec` `[B, C]` as it is where it is for all tokens, or beside the one of clean frames `[B, 2, C]`, and which
-        stretches of a layer's tokens read which. History begins at token `first`."""
-        levels = self._history.levels
-        if all(level.modulation is Modulation.TARGET for level in levels):
-            return vec, None
-        if self._vectors is None:
-            self._vectors = torch.stack([vec, self._clean(vec)], dim=1)
-        dims = [(0, first, 0)]
-        for level in levels:
-            dims.append((first, first + level.tokens, int(level.modulation is Modulation.CLEAN)))
-            first += level.tokens
-        return self._vectors, dims
+    def modulation(self, vec: Tensor) -> tuple[Tensor, Dims | None]:
+        """The host's `vec` `[B, C]` as it is where it is for all tokens, or beside others `[B, N, C]`, and which stretches of words,
+        picture and history, one behind the other, read which.
 
-    def _clean(self, like: Tensor) -> Tensor:
-        """The vector of the host's at noise level 0."""
-        network = self._network
-        still = timestep_embedding(like.new_zeros(len(like)), _TIME_VALUES, time_factor=1.0)
-        vec: Tensor = network.time_in(still.to(like))
-        if self._call.pooled is not None:
-            vec = vec + network.vector_in(self._call.pooled[:, : network.params.vec_in_dim])
-        if network.params.guidance_embed and self._call.guidance is not None:
-            vec = vec + network.guidance_in(timestep_embedding(self._call.guidance, _TIME_VALUES).to(like))
-        return vec
+        Prompts of history's own have one vector for all words, too, if they bring one: it is told to them and to their tokens.
+        """
+        if self._told is None:
+            self._told = self._vectors(vec)
+        return self._told
+
+    def _vectors(self, vec: Tensor) -> tuple[Tensor, Dims | None]:
+        read = self._history.prompts[0] if self._history.prompts else (Stretch(self._history.tokens.shape[1], None),)
+        own: tuple[Modulation, Tensor | None] = (Modulation.TARGET, None)
+        pooled = {id(prompt): vector for _, prompt, vector in read if prompt is not None}
+        parts = [(self.own_words, own)]
+        parts += [(length, (Modulation.TARGET, pooled[key])) for key, length in self._lengths.items()]
+        parts.append((self.own_tokens, own))
+        parts += [(count, (modulation, vector)) for count, modulation, vector in _crossed(self._history.levels, read)]
+        vectors = {(Modulation.TARGET, id(None)): vec}
+        dims: Dims = []
+        first = 0
+        for count, (modulation, vector) in parts:
+            key = (modulation, id(vector))
+            if key not in vectors:
+                vectors[key] = self._vector(modulation, vector, vec)
+            dims.append((first, first + count, list(vectors).index(key)))
+            first += count
+        return (vec, None) if len(vectors) == 1 else (torch.stack([*vectors.values()], dim=1), dims)
+
+    def _vector(self, modulation: Modulation, pooled: Tensor | None, like: Tensor) -> Tensor:
+        """The host's vector `[B, C]` at a noise level and for a prompt; None is that of the frames being made."""
+        network, call = self._network, self._call
+        times = call.timesteps if modulation is Modulation.TARGET else torch.zeros_like(call.timesteps)
+        vec: Tensor = network.time_in(timestep_embedding(times, _TIME_VALUES, time_factor=1.0).to(like))
+        words = call.pooled if pooled is None else pooled[None].to(like)
+        if words is not None:
+            vec = vec + network.vector_in(words[:, : network.params.vec_in_dim])
+        if network.params.guidance_embed and call.guidance is not None:
+            vec = vec + network.guidance_in(timestep_embedding(call.guidance, _TIME_VALUES).to(like))
+        return vec.expand(len(like), -1)
 
     def _at_times(self, own: Tensor, frames: Tensor) -> Tensor:
         """The host's table of pictures with the time of each frame replaced."""
@@ -279,6 +312,15 @@ class _Join:
         return tables.mean(dim=0, keepdim=True).to(like.dtype)
 
 
+def _crossed(levels: Sequence[Level], read: Sequence[Stretch]) -> Iterator[tuple[int, Modulation, Tensor | None]]:
+    """Stretches of tokens that have both a noise level and one vector for all words."""
+    level_ends = [*accumulate(level.tokens for level in levels)]
+    read_ends = [*accumulate(stretch.tokens for stretch in read)]
+    for first, end in pairwise(sorted({0, *level_ends, *read_ends})):
+        level, stretch = levels[bisect_right(level_ends, first)], read[bisect_right(read_ends, first)]
+        yield end - first, level.modulation, stretch.pooled
+
+
 class _DoubleLayer:
     """Stands around a layer that keeps words and picture apart, and around whatever replaced it before."""
 
@@ -289,14 +331,17 @@ class _DoubleLayer:
         """The host's `args` of a layer, to its output."""
         join = self._join
         entered = {**args, **join.enter(args)} if self._first else args
-        vec, dims = join.modulation(args["vec"], join.own_tokens)
+        words = join.words
+        vec, dims = join.modulation(args["vec"])
         longer = {
             **entered,
             "vec": vec,
             "pe": join.positions(args["pe"]),
             "attention_mask": join.mask(args["attention_mask"], args["img"]),
-            "modulation_dims_img": dims,
-            "modulation_dims_txt": None if dims is None else [(0, join.words, 0)],
+            "modulation_dims_img": None
+            if dims is None
+            else [(a - words, b - words, at) for a, b, at in dims if a >= words],
+            "modulation_dims_txt": None if dims is None else [part for part in dims if part[0] < words],
             "transformer_options": join.options(args["transformer_options"]),
         }
         return extra["original_block"](longer) if self._replaced is None else self._replaced(longer, extra)
@@ -312,7 +357,7 @@ class _SingleLayer:
         """The host's `args` of a layer, to its output."""
         join = self._join
         before = join.words + join.own_tokens
-        vec, dims = join.modulation(args["vec"], before)
+        vec, dims = join.modulation(args["vec"])
         longer = {
             **args,
             "vec": vec,

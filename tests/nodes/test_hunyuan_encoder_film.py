@@ -30,7 +30,7 @@ from longreel.nodes.film import Film
 from longreel.nodes.host.build_hunyuan import build_tiny_hunyuan
 from longreel.nodes.host.encoder_check import check_encoder, fits
 from longreel.nodes.host.encoder_model import LoadedEncoder, encoder_of, load_encoder
-from longreel.nodes.host.hunyuan_history import Call, with_history
+from longreel.nodes.host.hunyuan_history import Call, anchored, with_history
 from longreel.nodes.host.keys import HISTORY
 
 WIDTH, TIMESTEP, GUIDANCE = SPEC.width, 1000.0, 6.0
@@ -96,13 +96,13 @@ def test_a_chunk_is_what_the_model_makes_beside_the_encoded_film(
         assert grid == (3, 1, 2)
         counts = torch.tensor([8.0] * 6 + [1.0] * 8)
         # Two of the three frames of tokens begin in the first shot.
-        first, second = (prompt[0][0][0] for prompt in PROMPTS[:2])
-        prompts = ((Stretch(4, first), Stretch(2 + 8, second)),) if own_prompts else ()
+        read = [(prompt[0][0][0], prompt[0][1]["pooled_output"][0]) for prompt in PROMPTS[:2]]
+        prompts = ((Stretch(4, *read[0]), Stretch(2 + 8, *read[1])),) if own_prompts else ()
         history = History(tokens, positions, modulation, prompts=prompts, counts=counts)
         flows = []
         for ((text, extras),) in (PROMPTS[2], NEGATIVE):
             call = Call(torch.tensor([TIMESTEP]), extras["pooled_output"], torch.tensor([GUIDANCE]))
-            options = with_history(network, history, {}, call)
+            options = with_history(network, anchored(history, 3), {}, call)
             given = {"y": call.pooled, "guidance": call.guidance, "transformer_options": options}
             flows.append(network(noise, call.timesteps, text, **given))
     flow, away = flows
@@ -189,7 +189,7 @@ def test_a_chunk_reads_what_framepacks_embeddings_make_of_the_newest_frames(
         ((text, extras),) = PROMPTS[2]
         call = Call(torch.tensor([TIMESTEP]), extras["pooled_output"], torch.tensor([GUIDANCE]))
         given = {"y": call.pooled, "guidance": call.guidance}
-        options = with_history(network, history, {}, call)
+        options = with_history(network, anchored(history, 3), {}, call)
         flow = network(noise, call.timesteps, text, **given, transformer_options=options)
     assert relative_error(made[2], noise - flow) < FORWARD_ERROR
     assert read_trace(result.trace)[0]["memory"].endswith(

@@ -18,7 +18,7 @@ from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import EncoderSpec, Modulation
 from longreel.nodes.host.build_hunyuan import CLIP_WIDTH, TEXT_WIDTH, TinyHunyuanSpec, new_hunyuan
 from longreel.nodes.host.history_family import check_alone
-from longreel.nodes.host.hunyuan_history import OTHER_TOKENS, Call, with_history
+from longreel.nodes.host.hunyuan_history import OTHER_TOKENS, Call, anchored, with_history
 
 FRAMES, OLDER, HEIGHT, WIDTH, WORDS = 3, 2, 8, 12, 7
 TOKENS = HEIGHT * WIDTH // 4
@@ -73,6 +73,25 @@ def test_history_under_the_targets_level_is_what_the_host_makes_of_one_longer_fi
     joined = scene.joined(scene.history(FRAMES))
     assert relative_error(joined, native) < FORWARD_ERROR
     assert relative_error(joined, scene.run(scene.x, {})) > NOT_ROUNDING
+
+
+def test_a_chunk_behind_history_is_the_end_of_a_clip(scene: Scene) -> None:
+    """Words stand where a clip begins, and there history is put."""
+    native = scene.run(torch.cat([scene.older, scene.x], dim=2), {})[:, :, OLDER:]
+    history = scene.history(-OLDER)
+    assert relative_error(scene.joined(anchored(history, FRAMES)), native) < FORWARD_ERROR
+    assert relative_error(scene.joined(history), native) > NOT_ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("oldest", "frames", "start"), [(-5.5, 3, 6), (-30, 3, 30), (-31, 3, 30), (-200, 6, 27), (-9, 40, 0)]
+)
+def test_history_begins_with_the_clip_as_far_as_it_was_trained(oldest: float, frames: int, start: int) -> None:
+    positions = torch.tensor([[oldest, 1.0, 2.0], [-1.0, 3.0, 4.0]])
+    made = anchored(History(torch.zeros(1, 2, 8), positions, Modulation.CLEAN), frames)
+    assert made.target_frames is not None
+    assert made.target_frames.tolist() == [start + frame for frame in range(frames)]
+    assert torch.equal(made.positions - torch.tensor([start, 0, 0]), positions)
 
 
 def test_clean_history_is_what_the_host_makes_of_a_clean_first_frame(scene: Scene) -> None:
@@ -192,6 +211,45 @@ def test_tokens_with_prompts_of_their_own_read_these_as_the_host_reads_its_own(
     joined = scene.joined(history._replace(prompts=(read,)), **own_mask)
     assert relative_error(joined, native) < FORWARD_ERROR
     assert relative_error(joined, scene.joined(history, **own_mask)) > NOT_ROUNDING
+
+
+@pytest.mark.parametrize("modulation", Modulation)
+def test_a_prompts_one_vector_for_all_words_goes_with_its_words_and_tokens(
+    scene: Scene, modulation: Modulation
+) -> None:
+    """Where all prompts are alike but for that vector: told to everybody it is the call's own, told to some it is neither's."""
+    own, pooled = scene.given["y"], drawn(7, 1, CLIP_WIDTH)
+    text = words(4, 4)[0]
+    history = scene.history(-OLDER, modulation)
+
+    def read(*vectors: Tensor | None) -> History:
+        counts = (10, OLDER * TOKENS - 10)
+        prompts = (text, text.clone())
+        parts = [Stretch(count, prompt, vector) for count, prompt, vector in zip(counts, prompts, vectors, strict=True)]
+        return history._replace(prompts=(tuple(parts),))
+
+    silent = scene.joined(read(None, None))
+    assert relative_error(scene.joined(read(own[0], own[0].clone())), silent) < FORWARD_ERROR
+    told, one, other = (scene.joined(read(*each)) for each in ((pooled[0],) * 2, (pooled[0], None), (None, pooled[0])))
+    assert min(relative_error(made, silent) for made in (told, one, other)) > NOT_ROUNDING
+    assert min(relative_error(made, told) for made in (one, other)) > NOT_ROUNDING
+    # The frames being made keep their own: with it changed for them as well, all are made under the other vector.
+    everybody = scene.joined(read(None, None), y=pooled)
+    assert relative_error(scene.joined(read(pooled[0], pooled[0]), y=pooled), everybody) < FORWARD_ERROR
+    assert relative_error(told, everybody) > NOT_ROUNDING
+
+
+def test_stretches_of_levels_and_prompts_are_crossed(scene: Scene) -> None:
+    """Levels and vectors may change at different tokens."""
+    pooled = drawn(7, 1, CLIP_WIDTH)[0]
+    levels = (Level(30, Modulation.CLEAN), Level(2 * TOKENS - 30, Modulation.TARGET))
+    prompts = (Stretch(10, words(4, 4)[0], pooled), Stretch(2 * TOKENS - 10, None))
+    history = scene.history(-OLDER)._replace(modulation=levels, prompts=(prompts,))
+    finer = (Level(10, Modulation.CLEAN), Level(20, Modulation.CLEAN), Level(2 * TOKENS - 30, Modulation.TARGET))
+    made = scene.joined(history)
+    assert relative_error(scene.joined(history._replace(modulation=finer)), made) < FORWARD_ERROR
+    other = (Level(10, Modulation.CLEAN), Level(2 * TOKENS - 10, Modulation.TARGET))
+    assert relative_error(scene.joined(history._replace(modulation=other)), made) > NOT_ROUNDING
 
 
 def test_what_replaces_a_layer_already_is_called_with_the_longer_sequence(scene: Scene) -> None:
