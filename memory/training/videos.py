@@ -139,9 +139,13 @@ def _at_rate(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def _cut(frame: av.VideoFrame, size: Size) -> Tensor:
-    """The middle of a picture, as large as fits into the shape of `size`: `[3, H, W]`, 0 to 255."""
-    scale = max(size.height / frame.height, size.width / frame.width)
-    height, width = max(size.height, round(frame.height * scale)), max(size.width, round(frame.width * scale))
-    picture = torch.from_numpy(frame.reformat(width, height, format="rgb24", interpolation="AREA").to_ndarray())
+    """The middle of a picture, upright and as large as fits into the shape of `size`: `[3, H, W]`, 0 to 255."""
+    turns = round(frame.rotation / 90)  # counter-clockwise: a phone held upright films sideways and says so
+    height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+    scale = max(size.height / height, size.width / width)
+    height, width = max(size.height, round(height * scale)), max(size.width, round(width * scale))
+    stored = (height, width) if turns % 2 else (width, height)
+    small = frame.reformat(*stored, format="rgb24", interpolation="AREA").to_ndarray()
+    picture = torch.rot90(torch.from_numpy(small), turns)
     top, left = (height - size.height) // 2, (width - size.width) // 2
     return picture[top : top + size.height, left : left + size.width].permute(2, 0, 1).clone()

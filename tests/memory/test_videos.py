@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,9 @@ from longreel.memory.training.videos import (
 )
 
 SIZE = Size(32, 48)
+ONE, UNIT = 1 << 16, 1 << 30
+UPRIGHT, CLOCKWISE = (ONE, 0, 0, 0, ONE, 0, 0, 0, UNIT), (0, ONE, 0, -ONE, 0, 0, 0, 0, UNIT)
+"""How an MP4 says that its pictures are upright, or to be turned by a quarter."""
 
 
 def write_video(path: Path, pictures: int = 33, fps: int = 16, size: tuple[int, int] = (64, 128)) -> Path:
@@ -70,6 +75,29 @@ def test_time_is_that_of_the_video_whatever_its_rate(tmp_path: Path, fps: int, p
     assert video.shape[1] == 33
     shown = torch.tensor([moment * fps // 16 for moment in range(33)])
     assert (video - ((shown * 2 + 40) / 127.5 - 1)[:, None, None]).abs().max() < CODED_GREY
+
+
+def test_a_video_that_was_filmed_sideways_is_turned_upright(tmp_path: Path) -> None:
+    path, video = tmp_path / "phone.mp4", np.zeros((5, 64, 48, 3), dtype=np.uint8)
+    video[:, :, :24] = 200  # light on the left
+    write_segment(path, video, 16, crf=4)
+    stored = path.read_bytes()
+    upright, turned = (struct.pack(">9i", *matrix) for matrix in (UPRIGHT, CLOCKWISE))
+    assert stored.count(upright) == 2  # of the film, and of its track
+    film, rest = stored.index(upright) + len(upright), stored.rindex(upright)
+    path.write_bytes(stored[:film] + stored[film:rest] + turned + stored[rest + len(turned) :])
+    seen = read_video(path, Size(48, 64)).mean((0, 1))
+    assert seen[:20].min() > 0  # light above
+    assert seen[28:].max() < 0
+
+
+def test_a_file_with_sound_alone_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with wave.open(str(path), "wb") as song:
+        song.setparams((1, 2, 8000, 0, "NONE", ""))
+        song.writeframes(bytes(1600))
+    with pytest.raises(ValueError, match=r"song\.mp4 has no pictures"):
+        read_video(path, SIZE)
 
 
 def test_captions_are_one_text_or_lines_with_times() -> None:
