@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import MemoryConfig
-from .encoded_history import EncodedHistory, HistorySession
+from .encoded_history import EncodedHistory
+from .history_session import HistorySession
 from .inspection import UNIT
 from .read_tally import BankReads
 from .rollout import FinishedChunk

@@ -11,6 +11,7 @@ from server import PromptServer
 
 from ..memory.encoded_history import HistoryConfig
 from ..memory.encoder_spec import RATES, smaller_frames
+from ..memory.history_session import Reading
 from .host.build import ENCODERS_FOLDER
 from .host.encoder_check import fits
 from .host.encoder_model import TYPES, LoadedEncoder, encoder_of, load_encoder
@@ -138,7 +139,7 @@ class MemoryEncoderLoader(io.ComfyNode):
             alone = encoder_of(smaller_frames(SMALLER[encoder]), {}, config, name="smaller frames")
         else:
             alone = load_encoder(Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)), config, TYPES.get(dtype))
-        loaded = replace(alone, beside=beside, read_once=read_once)
+        loaded = replace(alone, beside=beside, reading=Reading.ONCE_A_CHUNK if read_once else Reading.EVERY_STEP)
         told = fits(loaded)
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
         return io.NodeOutput(loaded, told)

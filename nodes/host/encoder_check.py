@@ -5,8 +5,9 @@ from __future__ import annotations
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
-from ...memory.encoded_history import history_bytes, most_tokens
+from ...memory.encoded_history import most_tokens
 from ...memory.encoder_spec import Modulation
+from ...memory.history_session import Reading, history_bytes
 from ...memory.packed_encoder import TokenSpec
 from .encoder_model import LoadedEncoder, compute_dtype, family_of, made_for
 from .history_family import HistoryFamily
@@ -49,12 +50,12 @@ def check_encoder(
     found = family.shape(model.get_model_object("diffusion_model"))
     for each in encoder.all:
         _check_fits(each, family, found, size, has_vae)
-        if encoder.read_once:
+        if encoder.reading is not Reading.EVERY_STEP:
             _check_read_once(each, family)
     network = model.get_model_object("diffusion_model")
     told = [(each.spec, each.spec.reach(each.config.longest_frames)) for each in encoder.all]
     tokens = most_tokens(told, encoder.config.window_frames, film_frames, *size)
-    layers = family.layers(network) if encoder.read_once else 0
+    layers = 0 if encoder.reading is Reading.EVERY_STEP else family.layers(network)
     needed = history_bytes(tokens, found[0], compute_dtype(model), layers)
     total = comfy.model_management.get_total_memory(model.load_device)
     if needed > total:

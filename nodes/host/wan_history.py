@@ -124,7 +124,8 @@ class _Join:
         if self._positions is None:
             if self.history.target_frames is not None:
                 own = self._at_times(own, self.history.target_frames)
-            self._positions = torch.cat([own, self._rope(self.history.positions, own)], dim=1)
+            theirs = rope_table(self.network, self.rope_options, self.history.positions, own)
+            self._positions = torch.cat([own, theirs], dim=1)
         return self._positions
 
     def modulation(self, own: Tensor) -> Tensor:
@@ -162,21 +163,26 @@ class _Join:
         """The host's table with the time of each frame replaced."""
         still = torch.zeros(len(frames), 3, device=own.device)
         still[:, 0] = frames.to(own.device)
-        turned = self._rope(still, own)[:, :, None]  # [1, T, 1, 1, D / 2, 2, 2]
+        turned = rope_table(self.network, self.rope_options, still, own)[:, :, None]  # [1, T, 1, 1, D / 2, 2, 2]
         pairs = self.network.rope_embedder.axes_dim[0] // 2
         table: Tensor = own.unflatten(1, (len(frames), -1)).clone()
         table[..., :pairs, :, :] = turned[..., :pairs, :, :]
         return table.flatten(1, 2)
 
-    def _rope(self, positions: Tensor, like: Tensor) -> Tensor:
-        """Positions are scaled and shifted as the host does it with its own, but never rounded to the model's type."""
-        scale, shift = (
-            torch.tensor([float(self.rope_options.get(f"{what}_{axis}", none)) for axis in "tyx"], device=like.device)
-            for what, none in (("scale", 1.0), ("shift", 0.0))
-        )
-        places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
-        tables: Tensor = self.network.rope_embedder(places if places.ndim == 3 else places[None])
-        return tables.mean(dim=0, keepdim=True).movedim(1, 2).to(like.dtype)
+
+def rope_table(network: Any, rope_options: dict[str, float], positions: Tensor, like: Tensor) -> Tensor:
+    """Rotations `[1, M, 1, D / 2, 2, 2]` of `positions` `[M, 3]`, as the host has them `like` its own.
+
+    Positions are scaled and shifted as the host does it with its own, but never rounded to the model's type. Of several for each
+    token `[n, M, 3]` it is the mean.
+    """
+    scale, shift = (
+        torch.tensor([float(rope_options.get(f"{what}_{axis}", none)) for axis in "tyx"], device=like.device)
+        for what, none in (("scale", 1.0), ("shift", 0.0))
+    )
+    places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
+    tables: Tensor = network.rope_embedder(places if places.ndim == 3 else places[None])
+    return tables.mean(dim=0, keepdim=True).movedim(1, 2).to(like.dtype)
 
 
 class _Layer:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from longreel.memory.encoded_history import HistoryConfig
 from longreel.memory.encoder_spec import Modulation, Rate
+from longreel.memory.history_session import Reading
 from longreel.nodes.film import Film
 from longreel.nodes.host.build import build_tiny_wan, host_modules
 from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, build_tiny_hunyuan
@@ -44,7 +45,7 @@ def once(tmp_path: Path) -> Callable[..., LoadedEncoder]:
 
     def read_once(config: HistoryConfig | None = None, **changes: Any) -> LoadedEncoder:
         loaded = load(config or HistoryConfig(1), **{"own_prompts": True, **changes})
-        return replace(loaded, read_once=True)
+        return replace(loaded, reading=Reading.ONCE_A_CHUNK)
 
     return read_once
 
@@ -81,7 +82,7 @@ def test_a_film_that_reads_history_once_is_one_whose_history_is_blind(
 ) -> None:
     """With two encoders, guidance, and a prompt that is as long as the picture."""
     both = replace(once(proportional=proportional), beside=once(HistoryConfig(0, 3), rate=Rate(2, 2, 1)))
-    kept, anew = (film(model, each, count, cfg=cfg) for each in (both, replace(both, read_once=False)))
+    kept, anew = (film(model, each, count, cfg=cfg) for each in (both, replace(both, reading=Reading.EVERY_STEP)))
     made = kept.make(tmp_path / "kept").latents
     wanted = replace(anew, model=blind(model)).make(tmp_path / "blind").latents
     assert relative_error(made, wanted) < ROLLOUT_ERROR
@@ -136,7 +137,7 @@ def test_an_attention_override_of_another_pack_is_still_asked_and_a_stopped_film
 def test_it_is_another_setting_and_takes_more_of_the_card(
     model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path
 ) -> None:
-    kept, anew = (film(model, each) for each in (once(), replace(once(), read_once=False)))
+    kept, anew = (film(model, each) for each in (once(), replace(once(), reading=Reading.EVERY_STEP)))
     assert kept._settings() != anew._settings()
     assert "read_once" not in anew._memory_settings()
     small, large = (read_peak(each, tmp_path / name) for each, name in ((anew, "anew"), (kept, "kept")))
@@ -166,7 +167,7 @@ def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
 ) -> None:
     """A film of ten million frames, of which nothing is made."""
     long, size = 10_000_000, (60, 104)
-    small = replace(once(HistoryConfig(1, 80)), read_once=False)
+    small = replace(once(HistoryConfig(1, 80)), reading=Reading.EVERY_STEP)
     check_encoder(model, small, long, size, has_vae=False)
     with pytest.raises(ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'"):
         check_encoder(model, once(), long, size, has_vae=False)

@@ -107,7 +107,7 @@ def test_encoders_are_rows_beside_the_causal_model(
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     read = {row["policy"]: row["keys_read_fraction"] for row in found["rows"]}
     # 12 frames of history are 6 frames of tokens, each a quarter of the model's own; the window has 9.
-    mine = {"mine": 1.5 / 12, "mine + window": 10.5 / 12, "mine, read once": 1.5 / 12}
+    mine = {"mine": 1.5 / 12, "mine + window": 10.5 / 12, "mine, read once": 1.5 / 12, "mine, committed": 1.5 / 12}
     # A frame has 6 x 8 tokens, so 4 x 4 of them are joined twice in it.
     smaller = {
         "4x4x2": 2 / 48 / 2,
