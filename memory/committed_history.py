@@ -53,6 +53,11 @@ class Commits:
         self._kept: dict[PartKey, KeptLayers] = {}
         self._known: set[PartKey] = set()
 
+    @property
+    def kept(self) -> frozenset[PartKey]:
+        """Parts whose keys and values are there."""
+        return frozenset(self._kept)
+
     def knows(self, key: PartKey) -> bool:
         """Whether this part waits or was committed."""
         return key in self._known
@@ -82,13 +87,11 @@ class Commits:
         return read
 
     def forget(self, readable: Iterable[PartKey]) -> None:
-        """Nothing but these, and what waiting segments read, is read any more."""
-        readable = set(readable)
-        self.waiting = [segment for segment in self.waiting if _is_read(segment, readable)]
-        readable.update(key for segment in self.waiting for key in segment.older)
-        self._kept = {key: layers for key, layers in self._kept.items() if key in readable}
-
-
-def _is_read(segment: Segment, readable: set[PartKey]) -> bool:
-    """Tokens are read by newer ones, too, the window's frames by nothing but those being made."""
-    return segment.keys[0].number != WINDOW or not readable.isdisjoint(segment.keys)
+        """Nothing is read any more but these, and what waits to be read by them."""
+        needed, waiting = set(readable), []
+        for segment in reversed(self.waiting):
+            if not needed.isdisjoint(segment.keys):
+                waiting.append(segment)
+                needed.update(segment.older)
+        self.waiting = waiting[::-1]
+        self._kept = {key: layers for key, layers in self._kept.items() if key in needed}

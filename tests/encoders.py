@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
+from film import film_on_disk, planned, prompt
 
 from longreel.memory.encoded_history import HistoryConfig
 from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_file import save_encoder
 from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
 from longreel.memory.training.initialise import initialise_encoder
-from longreel.nodes.host.build import TinyWanSpec
+from longreel.nodes.film import Film
+from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan, host_modules
 from longreel.nodes.host.encoder_model import LoadedEncoder, load_encoder
 
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=3)
+OWN = 3 * 4 * 8 // 4  # tokens of a chunk of `three_shots`
+FRAME = OWN // 3
+LIVELY = 6.0
 ENCODER = EncoderSpec(width=128, stages=(8, 16), heads=2, rate=Rate(2, 2, 2), modulation=Modulation.CLEAN, base="tiny")
 
 
@@ -38,3 +44,17 @@ def encoders_in(folder: Path) -> Callable[..., LoadedEncoder]:
         return load_encoder(path, config or HistoryConfig(), dtype)
 
     return load
+
+
+def lively_wan() -> ModelPatcher:
+    """A fresh network passes on what it was given; in this one the layers have their say, so that what history sees matters."""
+    weights = host_modules().new_wan(SPEC).state_dict()
+    return build_tiny_wan(weights={key: LIVELY * weight if "mod" in key else weight for key, weight in weights.items()})
+
+
+def three_shots(model: ModelPatcher, encoder: LoadedEncoder, count: int = 7, second: str = "", **changes: Any) -> Film:
+    """Three shots of a chunk each, two steps a chunk; the second shot's prompt has `count` words and begins as `second` says."""
+    prompts = (prompt(0), prompt(1, count), prompt(2, 4))
+    board = planned(f"[0.75s] a beach\n[0.75s{second}] a town\n[0.75s] a forest", prompts=prompts)
+    levels = torch.tensor([1.0, 0.8333, 0.0])
+    return film_on_disk(model, board, **{"encoder": encoder, "sigmas": levels, **changes})

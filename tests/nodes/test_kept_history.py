@@ -11,8 +11,8 @@ import pytest
 import torch
 from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
-from encoders import SPEC, encoders_in
-from film import film_on_disk, planned, prompt
+from encoders import FRAME, OWN, SPEC, encoders_in, lively_wan, three_shots
+from film import film_on_disk, planned
 from hunyuan_film import words
 from numerics import NOT_ROUNDING, ROLLOUT_ERROR, relative_error
 from torch import Tensor
@@ -21,22 +21,16 @@ from longreel.memory.encoded_history import HistoryConfig
 from longreel.memory.encoder_spec import Modulation, Rate
 from longreel.memory.history_session import Reading
 from longreel.nodes.film import Film
-from longreel.nodes.host.build import build_tiny_wan, host_modules
 from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, build_tiny_hunyuan
 from longreel.nodes.host.encoder_check import check_encoder
 from longreel.nodes.host.encoder_model import LoadedEncoder
 
-OWN = 3 * 4 * 8 // 4  # tokens of the frames being made
-FRAME = OWN // 3
-LIVELY = 6.0
 OVERRIDE = "optimized_attention_override"
 
 
 @pytest.fixture(scope="module")
 def model(host: object) -> ModelPatcher:
-    """A fresh network passes on what it was given; in this one the layers have their say, so that what history sees matters."""
-    weights = host_modules().new_wan(SPEC).state_dict()
-    return build_tiny_wan(weights={key: LIVELY * weight if "mod" in key else weight for key, weight in weights.items()})
+    return lively_wan()
 
 
 @pytest.fixture
@@ -48,14 +42,6 @@ def once(tmp_path: Path) -> Callable[..., LoadedEncoder]:
         return replace(loaded, reading=Reading.ONCE_A_CHUNK)
 
     return read_once
-
-
-def film(model: ModelPatcher, encoder: LoadedEncoder, count: int = 7, **changes: Any) -> Film:
-    """Three shots of a chunk each, two steps a chunk; the second shot's prompt has `count` words."""
-    prompts = (prompt(0), prompt(1, count), prompt(2, 4))
-    board = planned("[0.75s] a beach\n[0.75s] a town\n[0.75s] a forest", prompts=prompts)
-    levels = torch.tensor([1.0, 0.8333, 0.0])
-    return film_on_disk(model, board, **{"encoder": encoder, "sigmas": levels, **changes})
 
 
 def blind(model: ModelPatcher) -> ModelPatcher:
@@ -82,7 +68,9 @@ def test_a_film_that_reads_history_once_is_one_whose_history_is_blind(
 ) -> None:
     """With two encoders, guidance, and a prompt that is as long as the picture."""
     both = replace(once(proportional=proportional), beside=once(HistoryConfig(0, 3), rate=Rate(2, 2, 1)))
-    kept, anew = (film(model, each, count, cfg=cfg) for each in (both, replace(both, reading=Reading.EVERY_STEP)))
+    kept, anew = (
+        three_shots(model, each, count, cfg=cfg) for each in (both, replace(both, reading=Reading.EVERY_STEP))
+    )
     made = kept.make(tmp_path / "kept").latents
     wanted = replace(anew, model=blind(model)).make(tmp_path / "blind").latents
     assert relative_error(made, wanted) < ROLLOUT_ERROR
@@ -103,7 +91,7 @@ def test_only_the_first_step_of_a_chunk_is_as_long_as_history(
 
     watched = model.clone()
     watched.set_model_patch_replace(watch, "dit", "double_block", 1)
-    film(watched, once()).make(tmp_path)
+    three_shots(watched, once()).make(tmp_path)
     assert lengths == [OWN, OWN, OWN + FRAME + FRAME // 4, OWN, OWN + FRAME + 3 * FRAME // 4, OWN]
 
 
@@ -119,7 +107,7 @@ def test_an_attention_override_of_another_pack_is_still_asked_and_a_stopped_film
 
     watched = model.clone()
     watched.model_options["transformer_options"][OVERRIDE] = watch
-    whole = film(model, once()).make(tmp_path / "whole").latents
+    whole = three_shots(model, once()).make(tmp_path / "whole").latents
     stopped: list[str] = []
 
     def stop(text: str) -> None:
@@ -128,8 +116,8 @@ def test_an_attention_override_of_another_pack_is_still_asked_and_a_stopped_film
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        film(watched, once()).make(tmp_path / "resumed", stop)
-    assert torch.equal(film(watched, once()).make(tmp_path / "resumed").latents, whole)
+        three_shots(watched, once()).make(tmp_path / "resumed", stop)
+    assert torch.equal(three_shots(watched, once()).make(tmp_path / "resumed").latents, whole)
     history = FRAME + FRAME // 4
     assert {(OWN, OWN), (OWN, OWN + history), (history, history)} <= seen
 
@@ -137,7 +125,7 @@ def test_an_attention_override_of_another_pack_is_still_asked_and_a_stopped_film
 def test_it_is_another_setting_and_takes_more_of_the_card(
     model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path
 ) -> None:
-    kept, anew = (film(model, each) for each in (once(), replace(once(), reading=Reading.EVERY_STEP)))
+    kept, anew = (three_shots(model, each) for each in (once(), replace(once(), reading=Reading.EVERY_STEP)))
     assert kept._settings() != anew._settings()
     assert "read_once" not in anew._memory_settings()
     small, large = (read_peak(each, tmp_path / name) for each, name in ((anew, "anew"), (kept, "kept")))
@@ -159,7 +147,7 @@ def test_tokens_that_change_from_step_to_step_are_refused(
 ) -> None:
     wrong = replace(once(), beside=once(name="changing", **changes))
     with pytest.raises(ValueError, match=r"encoder changing has to be read anew in every step.*Switch 'read_once'"):
-        film(model, wrong).make(tmp_path / "films")
+        three_shots(model, wrong).make(tmp_path / "films")
 
 
 def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
@@ -174,9 +162,9 @@ def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
 
 
 def test_a_lora_on_a_prompt_is_refused(model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path) -> None:
-    plain = film(model, once()).storyboard
+    plain = three_shots(model, once()).storyboard
     hooked = [[plain.negative[0][0], {"hooks": HookGroup()}]]
-    wrong = replace(film(model, once()), storyboard=replace(plain, negative=hooked))
+    wrong = replace(three_shots(model, once()), storyboard=replace(plain, negative=hooked))
     with pytest.raises(ValueError, match=r"LoRA on a prompt.*put the LoRA on the model"):
         wrong.make(tmp_path / "films")
 
