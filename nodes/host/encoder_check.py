@@ -61,7 +61,7 @@ def check_encoder(
     if needed > total:
         raise ValueError(
             f"History of {tokens} tokens needs {needed / 2**30:.1f} GiB, but the device has {total / 2**30:.1f} GiB. Turn the "
-            "'history' or the 'window' of the Memory Encoder Loader down, switch its 'read_once' off, or take an encoder that "
+            "'history' or the 'window' of the Memory Encoder Loader down, set its 'reading' to 'every step', or take an encoder that "
             "makes fewer tokens."
         )
 
@@ -99,7 +99,7 @@ def reads_once(spec: TokenSpec) -> bool:
 
 
 def _check_read_once(encoder: LoadedEncoder, family: HistoryFamily) -> None:
-    spec, switch = encoder.spec, "Switch 'read_once' of the Memory Encoder Loader off"
+    spec, switch = encoder.spec, "Set 'reading' of the Memory Encoder Loader to 'every step'"
     if not family.reads_once:
         raise ValueError(
             f"{family.name} reads history anew in every step, because its words and its picture are one sequence. {switch}."

@@ -106,7 +106,7 @@ def test_history_goes_through_the_model_once_and_every_step_is_short(
     assert lengths == [OWN, OWN, TOKEN, FRAME, OWN, OWN, TOKEN, TOKEN, FRAME, OWN, OWN]
 
 
-@pytest.mark.parametrize(("second", "reads"), [("", 6), (" cut", 6), (" cut clean", 4)])
+@pytest.mark.parametrize(("second", "reads"), [("", 6), (", cut", 6), (", cut clean", 4)])
 def test_a_stopped_film_goes_on_with_the_same_bits_and_another_packs_override_is_asked(
     model: ModelPatcher, committed: Callable[..., LoadedEncoder], tmp_path: Path, second: str, reads: int
 ) -> None:

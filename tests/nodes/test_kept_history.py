@@ -146,7 +146,7 @@ def test_tokens_that_change_from_step_to_step_are_refused(
     model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     wrong = replace(once(), beside=once(name="changing", **changes))
-    with pytest.raises(ValueError, match=r"encoder changing has to be read anew in every step.*Switch 'read_once'"):
+    with pytest.raises(ValueError, match=r"encoder changing has to be read anew in every step.*Set 'reading'"):
         three_shots(model, wrong).make(tmp_path / "films")
 
 
@@ -173,5 +173,5 @@ def test_hunyuanvideo_reads_in_every_step(once: Callable[..., LoadedEncoder], tm
     hunyuan = build_tiny_hunyuan(TinyHunyuanSpec(width=128, double_layers=1, single_layers=1))
     board = planned("[0.75s] a beach", prompts=(words(0),))
     wrong = film_on_disk(hunyuan, replace(board, negative=words(99, 3)), encoder=once())
-    with pytest.raises(ValueError, match=r"HunyuanVideo text-to-video reads history anew.*Switch 'read_once'"):
+    with pytest.raises(ValueError, match=r"HunyuanVideo text-to-video reads history anew.*Set 'reading'"):
         wrong.make(tmp_path / "films")
