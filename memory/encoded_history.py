@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .committed_history import WINDOW, Commits, PartKey, Segment
+from .cross_attention import CrossReader, together
 from .encoder import token_positions
 from .encoder_spec import PATCH, EncoderSpec, Modulation
 from .packed_encoder import GROUPS, PLACES, REACH, PackedSpec, TokenSpec
@@ -58,7 +59,7 @@ class History(NamedTuple):
     being made where they are not simply 0, 1, 2, ... `modulation` is the noise level that all tokens are told, or stretches of them.
     `prompts` are what each film of the batch reads token by token, one film's for all of them, or nothing, where history reads
     the prompt of the frames being made. `counts` `[M]` says how many of the model's own tokens each is to count as in
-    attention; None is one each.
+    attention; None is one each. `cross` is what every layer adds to the frames being made, or None.
     """
 
     tokens: Tensor
@@ -67,6 +68,7 @@ class History(NamedTuple):
     target_frames: Tensor | None = None
     prompts: tuple[tuple[Stretch, ...], ...] = ()
     counts: Tensor | None = None
+    cross: CrossReader | None = None
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -104,18 +106,19 @@ def token_counts(spec: EncoderSpec, parts: Sequence[int], window: bool) -> Tenso
 class FilmEncoder(NamedTuple):
     """An encoder as one film reads through it.
 
-    `encode` turns latents `[1, C, n, H, W]` into tokens `[1, M, width]`: n is a multiple of the encoder's frames, or what
-    FramePack's kind reaches.
+    `encode` turns latents `[1, C, n, H, W]` into tokens `[1, M, width + hidden_width]`: n is a multiple of the encoder's frames, or
+    what FramePack's kind reaches. `cross` reads the hidden states `[1, M, hidden_width]` that lie behind them.
     """
 
     spec: TokenSpec
     longest_frames: int | None
     encode: Callable[[Tensor], Tensor]
+    cross: Callable[[Tensor], CrossReader] | None = None
 
 
 class _Part(NamedTuple):
     """Neighbouring tokens `[1, n, width]` of one encoder, their positions `[n, 3]` or several `[4, n, 3]`, the frame whose prompt they are to
-    read, how many of the model's own tokens each stands for, and the number of the encoder."""
+    read, how many of the model's own tokens each stands for, the number of the encoder, and its hidden states `[1, n, hidden]`, if any."""
 
     spec: TokenSpec
     tokens: Tensor
@@ -123,6 +126,7 @@ class _Part(NamedTuple):
     frame: int
     stands_for: int
     number: int
+    hidden: Tensor | None = None
 
     @property
     def key(self) -> PartKey:
@@ -140,7 +144,7 @@ class _Told:
 
     def __init__(self, encoder: FilmEncoder, spec: EncoderSpec, number: int) -> None:
         self.encoder, self._spec, self._number = encoder, spec, number
-        self._encoded: list[tuple[int, Tensor]] = []  # first frame and tokens
+        self._encoded: list[tuple[int, Tensor]] = []  # first frame, and what `encode` made
         self._waiting: Tensor | None = None
 
     def append(self, latents: Tensor, film: int) -> None:
@@ -160,10 +164,16 @@ class _Told:
         oldest = bank_from if longest is None else max(bank_from, film - longest)
         grid = spec.grid(spec.rate.frames, *size)
         return [
-            _Part(spec, tokens, token_positions(spec, grid, first - film), first, math.prod(spec.rate), self._number)
-            for first, tokens in self._encoded
+            self._part(token_positions(spec, grid, first - film), first, told)
+            for first, told in self._encoded
             if first >= oldest
         ]
+
+    def _part(self, positions: Tensor, first: int, told: Tensor) -> _Part:
+        spec = self._spec
+        tokens, hidden = told.split([told.shape[-1] - spec.hidden_width, spec.hidden_width], dim=-1)
+        stands_for = math.prod(spec.rate)
+        return _Part(spec, tokens, positions, first, stands_for, self._number, hidden if spec.hidden_width else None)
 
 
 class _Packed:
@@ -180,7 +190,7 @@ class _Packed:
 
     def read(self, film: int, size: tuple[int, int], bank_from: int) -> list[_Part]:
         """As `_Told.read`. Where a kernel's frames were not yet there FramePack knows zeros; what holds no frame is left out."""
-        spec, longest, encode = self._encoder
+        spec, longest, encode, _ = self._encoder
         known = min(film - bank_from, REACH if longest is None else longest, REACH)
         if self._newest is None or known < 1:
             return []
@@ -232,12 +242,12 @@ class EncodedHistory:
     @property
     def remembered(self) -> int:
         """Frames that the next ones can read: the whole film, or the longest history and the window."""
-        reaches = [self._film if longest is None else longest for _, longest, _ in self.encoders]
+        reaches = [self._film if longest is None else longest for _, longest, *_ in self.encoders]
         return min(max(*reaches, self.window_frames), self._film)
 
     def most_tokens(self, film_frames: int, height: int, width: int) -> int:
         """Tokens that a film of this many latent frames, and of this size in latents, ever reads at once."""
-        told = [(spec, longest) for spec, longest, _ in self.encoders]
+        told = [(spec, longest) for spec, longest, *_ in self.encoders]
         return most_tokens(told, self.window_frames, film_frames, height, width)
 
     def append(self, latents: Tensor, prompt: Tensor | None = None, pooled: Tensor | None = None) -> None:
@@ -322,7 +332,16 @@ class EncodedHistory:
             levels[0].modulation if len(levels) == 1 else tuple(levels),
             prompts=(read,) if any(stretch.prompt is not None for stretch in read) else (),
             counts=_counts(parts),
+            cross=self._cross(parts),
         )
+
+    def _cross(self, parts: Sequence[_Part]) -> CrossReader | None:
+        readers = []
+        for number, encoder in enumerate(self.encoders):
+            hidden = [part.hidden for part in parts if part.number == number and part.hidden is not None]
+            if encoder.cross is not None and hidden:
+                readers.append(encoder.cross(torch.cat(hidden, dim=1)))
+        return together(readers) if readers else None
 
     def _prompt_of(self, part: _Part) -> tuple[Tensor | None, Tensor | None]:
         if not part.spec.own_prompts:

@@ -46,17 +46,18 @@ def check_encoder(
 ) -> None:
     """Raises ValueError unless this encoder and those beside it can tell this model of a film of so many latent frames of this
     size, and the card has room for it."""
-    family = family_of(model, encoder)
-    found = family.shape(model.get_model_object("diffusion_model"))
+    family, network = family_of(model, encoder), model.get_model_object("diffusion_model")
+    found = family.shape(network)
     for each in encoder.all:
         _check_fits(each, family, found, size, has_vae)
+        _check_cross(each, family, family.layers(network))
         if encoder.reading is not Reading.EVERY_STEP:
             _check_read_once(each, family)
-    network = model.get_model_object("diffusion_model")
     told = [(each.spec, each.spec.reach(each.config.longest_frames)) for each in encoder.all]
     tokens = most_tokens(told, encoder.config.window_frames, film_frames, *size)
     layers = 0 if encoder.reading is Reading.EVERY_STEP else family.layers(network)
-    needed = history_bytes(tokens, found[0], compute_dtype(model), layers)
+    numbers = found[0] + max(each.spec.hidden_width for each in encoder.all)
+    needed = history_bytes(tokens, numbers, compute_dtype(model), layers)
     total = comfy.model_management.get_total_memory(model.load_device)
     if needed > total:
         raise ValueError(
@@ -93,9 +94,23 @@ def _check_fits(
         )
 
 
+def _check_cross(encoder: LoadedEncoder, family: HistoryFamily, layers: int) -> None:
+    spec, name = encoder.spec, encoder.name
+    if spec.cross_layers and not family.reads_hidden:
+        raise ValueError(
+            f"The memory encoder {name} has cross-attention in every layer of its model, which {family.name} does not read. Take an "
+            "encoder without it, or the Wan model that it was made for."
+        )
+    if spec.cross_layers not in (0, layers):
+        raise ValueError(
+            f"The memory encoder {name} needs a model of {spec.cross_layers} layers{made_for(spec)}, got one of {layers}. Load that "
+            "model, or another encoder."
+        )
+
+
 def reads_once(spec: TokenSpec) -> bool:
-    """Whether tokens that look at history alone are the same in every step: clean, and with prompts of their own."""
-    return spec.modulation is Modulation.CLEAN and spec.own_prompts
+    """Whether history that looks at itself alone is the same in every step: clean, with prompts of its own, and tokens all of it."""
+    return spec.modulation is Modulation.CLEAN and spec.own_prompts and not spec.cross_layers
 
 
 def _check_read_once(encoder: LoadedEncoder, family: HistoryFamily) -> None:
@@ -103,6 +118,11 @@ def _check_read_once(encoder: LoadedEncoder, family: HistoryFamily) -> None:
     if not family.reads_once:
         raise ValueError(
             f"{family.name} reads history anew in every step, because its words and its picture are one sequence. {switch}."
+        )
+    if spec.cross_layers:
+        raise ValueError(
+            f"The memory encoder {encoder.name} has to be read anew in every step: all layers read its hidden states. {switch}, or "
+            "take an encoder without cross-attention."
         )
     if not reads_once(spec):
         raise ValueError(

@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 
 from ...memory.chunks import PICTURES_PER_FRAME
 from ...memory.committed_history import Commits
+from ...memory.cross_attention import CrossReader
 from ...memory.encoded_history import (
     EncodedHistory,
     FilmEncoder,
@@ -65,6 +66,13 @@ class LoadedEncoder:
     def all(self) -> tuple[LoadedEncoder, ...]:
         """This encoder and those beside it."""
         return (self, *(() if self.beside is None else self.beside.all))
+
+    @property
+    def cross(self) -> Callable[[Tensor], CrossReader] | None:
+        """What reads the encoder's hidden states in every layer, if anything does."""
+        module = self.patcher.model
+        cross = module.cross if isinstance(module, MemoryEncoder) else None
+        return None if cross is None else cross.reader
 
 
 def load_encoder(path: Path, config: HistoryConfig, dtype: torch.dtype | None = None) -> LoadedEncoder:
@@ -168,7 +176,10 @@ class _HistoryOfRun:
         dtype = compute_dtype(guider.model_patcher)
         encoders = [
             FilmEncoder(
-                each.spec, each.spec.reach(each.config.longest_frames), partial(self._encode, each, guider, dtype)
+                each.spec,
+                each.spec.reach(each.config.longest_frames),
+                partial(self._encode, each, guider, dtype),
+                each.cross,
             )
             for each in self._encoder.all
         ]
@@ -183,7 +194,7 @@ class _HistoryOfRun:
         session = HistorySession(
             history,
             history.most_tokens(sampler.plan.total_frames, *sampler.latent_size),
-            self._family.shape(network)[0],
+            self._family.shape(network)[0] + max(each.spec.hidden_width for each in self._encoder.all),
             rows * columns,
             dtype,
             0 if self._encoder.reading is Reading.EVERY_STEP else self._family.layers(network),
@@ -198,13 +209,13 @@ class _HistoryOfRun:
 
     @torch.no_grad()
     def _encode(self, encoder: LoadedEncoder, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
-        """Latents as the sampler works on them `[1, C, T, H, W]`, to tokens `[1, M, width]`."""
+        """Latents as the sampler works on them `[1, C, T, H, W]`, to tokens `[1, M, width]`, hidden states behind them."""
         spec, module = encoder.spec, encoder.patcher.model
         if isinstance(spec, PackedSpec):
             packed: Tensor = module(latents)
             return packed.to(dtype)
         low = self._small_video(spec, guider, latents) if spec.looks_at_pictures else None
-        tokens: Tensor = module(latents, partial(self._embed, guider, dtype), low)
+        tokens: Tensor = module.told(latents, partial(self._embed, guider, dtype), low)
         return tokens.to(dtype)
 
     def _small_video(self, spec: EncoderSpec, guider: FilmGuider, latents: Tensor) -> Tensor:
@@ -290,6 +301,7 @@ class WanHistory:
     name = "Wan text-to-video"
     shows_pictures = True
     reads_once = True
+    reads_hidden = True
     with_tokens = staticmethod(_with_tokens)
 
     def knows(self, model: ModelPatcher) -> bool:

@@ -52,6 +52,7 @@ class HunyuanHistory:
     name = "HunyuanVideo text-to-video"
     shows_pictures = False
     reads_once = False
+    reads_hidden = False
 
     def knows(self, model: ModelPatcher) -> bool:
         """Whether it is the text-to-video model, which its variants are not."""

@@ -38,7 +38,7 @@ def with_history(network: Any, history: History, options: dict[str, Any]) -> dic
     layers = dict(patches.get("dit", {}))
     count = len(network.blocks)
     for layer in range(count):
-        layers[(LAYER, layer)] = _Layer(join, layer == 0, layer == count - 1, layers.get((LAYER, layer)))
+        layers[(LAYER, layer)] = _Layer(join, layer, layer == count - 1, layers.get((LAYER, layer)))
     return {**options, "patches_replace": {**patches, "dit": layers}}
 
 
@@ -119,6 +119,13 @@ class _Join:
             self._bias = bias.expand(1, 1, q.shape[1], -1)
         return {"mask": self._bias if mask is None else mask + self._bias}
 
+    def crossed(self, layer: int, x: Tensor) -> Tensor:
+        """What came out of a layer, where the frames being made read the encoder's hidden states behind it."""
+        if self.history.cross is None:
+            return x
+        own, theirs = x[:, : self.own_tokens], x[:, self.own_tokens :]
+        return torch.cat([own + self.history.cross(layer, own), theirs], dim=1)
+
     def positions(self, own: Tensor) -> Tensor:
         """Rotary table `[1, L + M, 1, D / 2, 2, 2]` for the host's table `own` of the frames being made."""
         if self._positions is None:
@@ -188,13 +195,13 @@ def rope_table(network: Any, rope_options: dict[str, float], positions: Tensor, 
 class _Layer:
     """Stands around one layer, and around whatever replaced it before."""
 
-    def __init__(self, join: _Join, first: bool, last: bool, replaced: Callable[..., dict[str, Any]] | None) -> None:
-        self._join, self._first, self._last, self._replaced = join, first, last, replaced
+    def __init__(self, join: _Join, number: int, last: bool, replaced: Callable[..., dict[str, Any]] | None) -> None:
+        self._join, self._number, self._last, self._replaced = join, number, last, replaced
 
     def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         """The host's `args` of a layer, to its output."""
         join = self._join
-        img = join.enter(args["img"]) if self._first else args["img"]
+        img = join.enter(args["img"]) if self._number == 0 else args["img"]
         longer = {
             **args,
             "img": img,
@@ -204,4 +211,5 @@ class _Layer:
             "transformer_options": join.options(args["transformer_options"]),
         }
         out = extra["original_block"](longer) if self._replaced is None else self._replaced(longer, extra)
-        return {**out, "img": out["img"][:, : join.own_tokens]} if self._last else out
+        made = join.crossed(self._number, out["img"])
+        return {**out, "img": made[:, : join.own_tokens] if self._last else made}
