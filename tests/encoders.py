@@ -28,10 +28,14 @@ ENCODER = EncoderSpec(width=128, stages=(8, 16), heads=2, rate=Rate(2, 2, 2), mo
 
 
 def encoders_in(folder: Path) -> Callable[..., LoadedEncoder]:
-    """Writes an encoder with the changes that it is given, and loads it as the node does."""
+    """Writes an encoder with the changes that it is given, and loads it as the node does; `silent` cross-attention adds nothing yet."""
 
     def load(
-        config: HistoryConfig | None = None, dtype: torch.dtype | None = None, name: str = "encoder", **changes: Any
+        config: HistoryConfig | None = None,
+        dtype: torch.dtype | None = None,
+        name: str = "encoder",
+        silent: bool = False,
+        **changes: Any,
     ) -> LoadedEncoder:
         spec = dataclasses.replace(ENCODER, **changes)
         encoder = MemoryEncoder(spec).requires_grad_(False)
@@ -39,6 +43,9 @@ def encoders_in(folder: Path) -> Callable[..., LoadedEncoder]:
         initialise_encoder(encoder, generator)
         if isinstance(encoder.high, HighResolutionBranch):
             encoder.high.project.weight.normal_(generator=generator)
+        if encoder.cross is not None and not silent:
+            for layer in encoder.cross.layers:
+                layer.project.weight.normal_(generator=generator)
         path = folder / f"{name}.safetensors"
         save_encoder(path, spec, encoder.state_dict())
         return load_encoder(path, config or HistoryConfig(), dtype)
