@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from encoders import FRAME, OWN, SPEC, encoders_in, lively_wan, three_shots
-from numerics import NOT_ROUNDING, ROLLOUT_ERROR, relative_error
+from numerics import BF16_COMPUTE_ERROR, NOT_ROUNDING, ROLLOUT_ERROR, relative_error
 from torch import Tensor
 
 from longreel.memory.encoded_history import HistoryConfig
@@ -131,6 +131,19 @@ def test_a_stopped_film_goes_on_with_the_same_bits_and_another_packs_override_is
         three_shots(watched, both, second=second).make(tmp_path / "resumed", stop)
     assert torch.equal(three_shots(watched, both, second=second).make(tmp_path / "resumed").latents, whole)
     assert {(OWN, OWN), (4 * TOKEN, reads * TOKEN)} <= seen
+
+
+def test_in_bf16_it_is_near_the_film_in_float32(
+    model: ModelPatcher, committed: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    rounded = model.clone()
+    rounded.set_model_compute_dtype(torch.bfloat16)
+    both = [committed(dtype=dtype, name=str(dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    exact, near = (
+        three_shots(each, encoder).make(tmp_path / encoder.name).latents
+        for each, encoder in zip((model, rounded), both, strict=True)
+    )
+    assert NOT_ROUNDING < relative_error(near, exact) < BF16_COMPUTE_ERROR
 
 
 def test_it_is_a_setting_of_its_own_and_takes_as_much_as_reading_once_a_chunk(
