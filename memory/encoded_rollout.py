@@ -21,17 +21,17 @@ def encoded_rollout(
     load: Callable[[int], Tensor | None],
     reaches: Sequence[Reach] = (),
     start: Tensor | None = None,
-    prompt: Callable[[Chunk], Tensor | None] = lambda chunk: None,
+    prompt: Callable[[Chunk], tuple[Tensor | None, Tensor | None]] = lambda chunk: (None, None),
 ) -> Iterator[FinishedChunk]:
     """Make the plan's chunks in order; `start` `[B, C, plan.seeded_frames, H, W]` is remembered before the first.
 
     `denoise(chunk)` returns clean latents, `load(index)` the latents of a chunk that an earlier run finished, or None: these are
     encoded just as new ones are, so a resumed film remembers exactly what the uninterrupted one did. `reaches` says how
-    far back each shot may look, `prompt` what a chunk is made under `[W, C]`; the start goes with the first chunk. Prompts
+    far back each shot may look, `prompt` what a chunk is made under, `[W, C]` and one vector for all words; the start goes with the first chunk. Prompts
     are in no token, so nothing has to be encoded anew when a shot begins.
     """
     if start is not None:
-        history.append(start, prompt(plan.chunks[0]))
+        history.append(start, *prompt(plan.chunks[0]))
     for chunk in plan.chunks:
         started = time.perf_counter()
         history.begin(reaches[chunk.shot] if chunk.shot < len(reaches) else EVERYTHING)
@@ -39,7 +39,7 @@ def encoded_rollout(
         saved = load(chunk.index)
         latents = denoise(chunk) if saved is None else saved
         denoised = time.perf_counter()
-        history.append(latents, prompt(chunk))
+        history.append(latents, *prompt(chunk))
         appended = time.perf_counter()
         yield FinishedChunk(
             chunk,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -33,7 +34,10 @@ class Rate(NamedTuple):
         raise ValueError(f"A memory encoder needs a rate of {', '.join(map(str, RATES))}, got {text!r}. Choose one.")
 
 
-RATES = (Rate(4, 4, 2), Rate(2, 2, 2), Rate(2, 2, 1), Rate(2, 2, 4), Rate(2, 2, 8))
+RATES = (Rate(4, 4, 2), Rate(2, 2, 2), Rate(2, 2, 1), Rate(2, 2, 4), Rate(2, 2, 8), Rate(4, 4, 4))
+"""Those of TinyHistory, and the coarsest of FramePack's kernels; its middle one is 2x2x2."""
+ANY = 0
+"""The width and the channels of an encoder without weights: those of whatever model reads it."""
 
 
 class LowBranch(Enum):
@@ -55,7 +59,8 @@ class Modulation(Enum):
 class EncoderSpec:
     """A memory encoder for a model of this `width`; `stages` are the widths of the high-resolution branch.
 
-    `high` off leaves the low-resolution branch alone, which has no weights of its own. `own_prompts` lets every token read the
+    Without stages that branch is one large patchifier: a single convolution from latents to the model's width. `high` off leaves the
+    low-resolution branch alone, which has no weights of its own and may be for `ANY` model. `own_prompts` lets every token read the
     prompt of its own shot, where the paper has all of them read that of the frames being made; `proportional` lets it count in
     attention as the tokens that it stands for do, where the paper counts it as one. `base` is the model that it was
     trained with and `trained` what is worth knowing of that training; both are told to the user and change nothing.
@@ -77,21 +82,56 @@ class EncoderSpec:
     trained: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _within("width", self.width, LARGEST_WIDTH)
-        _within("number of channels", self.channels, LARGEST_STAGE)
-        if not self.stages or len(self.stages) > MOST_LAYERS:
-            raise ValueError(f"A memory encoder needs 1 to {MOST_LAYERS} stages, got {len(self.stages)}.")
+        if not self.fits_any:
+            _within("width", self.width, LARGEST_WIDTH)
+            _within("number of channels", self.channels, LARGEST_STAGE)
+        if len(self.stages) > MOST_LAYERS:
+            raise ValueError(f"A memory encoder needs 0 to {MOST_LAYERS} stages, got {len(self.stages)}.")
         for stage in self.stages:
             _within("width of a stage", stage, LARGEST_STAGE)
-        _within("number of heads", self.heads, self.stages[-1])
+        last = self.stages[-1] if self.stages else self.width
+        _within("number of heads", self.heads, last)
         if not 0 <= self.attention_layers <= MOST_LAYERS:
             raise ValueError(
                 f"A memory encoder needs 0 to {MOST_LAYERS} attention layers, got {self.attention_layers}."
             )
-        if self.stages[-1] % self.heads:
-            raise ValueError(f"The last stage needs a width that {self.heads} heads can share, got {self.stages[-1]}.")
+        if last % self.heads:
+            raise ValueError(f"The last stage needs a width that {self.heads} heads can share, got {last}.")
         if not self.high and self.low is LowBranch.NONE:
             raise ValueError("A memory encoder needs a branch, got neither the high- nor the low-resolution one.")
+
+    @property
+    def fits_any(self) -> bool:
+        """Whether it has no weights that a model would have to fit."""
+        return not self.high and self.width == self.channels == ANY
+
+    @property
+    def looks_at_pictures(self) -> bool:
+        """Whether it needs the film's pictures, and so the VAE."""
+        return self.low is LowBranch.VIDEO
+
+    @property
+    def least_size(self) -> int:
+        """Latents that a picture needs each way."""
+        return PATCH * max(self.rate.rows, self.rate.columns)
+
+    @property
+    def kind(self) -> str:
+        """What sets it apart from others, in few letters."""
+        return str(self.rate)
+
+    @property
+    def in_words(self) -> str:
+        """How much it compresses, for an artist."""
+        return f"{self.rate}: one token for {math.prod(self.rate)}"
+
+    def reach(self, longest_frames: int | None) -> int | None:
+        """Frames that are told where the user asks for so many; None is all of them."""
+        return longest_frames
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        """Tokens that tell so many frames, of this size in latents."""
+        return math.prod(self.grid(frames, height, width))
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Frames, rows and columns of tokens for latents `[frames, height, width]`; what does not fill a token is left out."""
@@ -140,6 +180,23 @@ class EncoderSpec:
             low=LowBranch(plain["low"]),
             modulation=Modulation(plain["modulation"]),
         )
+
+
+def smaller_frames(rate: Rate) -> EncoderSpec:
+    """An encoder without weights: the film at a fraction of its size, through the model's own embedding.
+
+    Nothing was trained to read it, so it has what helps a model that was not: tokens that are clean, read the prompt of their own
+    shot and count as what they stand for.
+    """
+    return EncoderSpec(
+        ANY,
+        rate,
+        channels=ANY,
+        high=False,
+        modulation=Modulation.CLEAN,
+        own_prompts=True,
+        proportional=True,
+    )
 
 
 def _within(name: str, value: int, largest: int) -> None:

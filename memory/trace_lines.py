@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import MemoryConfig
-from .encoded_history import HistoryConfig, HistorySession
-from .encoder_spec import EncoderSpec
+from .encoded_history import EncodedHistory, HistorySession
 from .inspection import UNIT
 from .read_tally import BankReads
 from .rollout import FinishedChunk
@@ -80,8 +79,7 @@ def film_facts(session: RunSession | HistorySession) -> dict[str, Any]:
     held = {"tier": session.tier, "peak_kv_bytes": session.peak_bytes, "host_kv_bytes": session.host_bytes}
     if isinstance(session, HistorySession):
         history = session.history
-        window = history.config.window_frames
-        return {"memory": encoder_in_words(history.spec, history.config), "window_frames": window, **held}
+        return {"memory": encoders_in_words(history), "window_frames": history.window_frames, **held}
     memory = session.memory
     spec, config = memory.spec, memory.config
     return {
@@ -194,10 +192,13 @@ def in_words(config: MemoryConfig) -> str:
     return ", ".join(parts)
 
 
-def encoder_in_words(spec: EncoderSpec, config: HistoryConfig) -> str:
-    """The memory of a film through an encoder in an artist's words; which frames its tokens tell of is not traced."""
-    told = "the whole film" if config.longest_frames is None else f"the newest {config.longest_frames} frames"
-    return f"window of {config.window_frames} frames, and {told} through a memory encoder {spec.rate}"
+def encoders_in_words(history: EncodedHistory) -> str:
+    """The memory of a film through encoders in an artist's words; which frames their tokens tell of is not traced."""
+    told = [
+        f"{'the whole film' if longest is None else f'the newest {longest} frames'} through a memory encoder {spec.kind}"
+        for spec, longest, _ in history.encoders
+    ]
+    return ", ".join([f"window of {history.window_frames} frames", *told[:-1], f"and {told[-1]}"])
 
 
 def _rounded(score: float | None) -> float | None:

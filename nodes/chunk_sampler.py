@@ -96,7 +96,7 @@ class ChunkedARSampler(io.ComfyNode):
                 EncoderSocket.Input(
                     "encoder",
                     optional=True,
-                    tooltip="From Memory Encoder Loader, for an ordinary Wan model: it then remembers the film through the "
+                    tooltip="From Memory Encoder Loader, for an ordinary Wan model or HunyuanVideo: it then remembers the film through the "
                     "encoder instead of Sparse KV Memory. Leave empty for causal checkpoints.",
                 ),
                 io.Boolean.Input(

@@ -16,7 +16,6 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..memory.chunks import Plan
-from ..memory.encoder_spec import LowBranch
 from ..memory.picture.words import byte_size
 from ..memory.project import Project
 from ..memory.transitions import Blend, blends, reaches
@@ -203,14 +202,22 @@ class Film:
 
     def _memory_settings(self) -> dict[str, Any]:
         if self.encoder is not None:
-            weights, spec = model_fingerprint(self.encoder.patcher), self.encoder.spec.to_json()
-            told = described(self.encoder.config)
-            small = self.vae if self.encoder.spec.low is LowBranch.VIDEO else None
-            pictures = None if small is None else model_fingerprint(small.patcher)
-            return {"encoder": weights, "spec": spec, "history": told, "pictures": pictures}
+            first, *beside = self.encoder.all
+            told = {**self._encoder_settings(first), "history": described(first.config)}
+            others = [{**self._encoder_settings(each), "longest_frames": each.config.longest_frames} for each in beside]
+            told |= {"beside": others} if others else {}
+            return {**told, "read_once": True} if self.encoder.read_once else told
         config = memory_config(self.remembering)
         assert config is not None
         return config.described()
+
+    def _encoder_settings(self, encoder: LoadedEncoder) -> dict[str, Any]:
+        small = self.vae if encoder.spec.looks_at_pictures else None
+        return {
+            "encoder": model_fingerprint(encoder.patcher),
+            "spec": encoder.spec.to_json(),
+            "pictures": None if small is None else model_fingerprint(small.patcher),
+        }
 
     def latents(self, project: Project, frames: range) -> Tensor:
         """Finished frames of the film `[1, C, T, H, W]` for the LATENT socket, the start image included."""

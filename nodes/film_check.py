@@ -11,9 +11,9 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 
 from ..memory.project import check_project_name, finished_chunks
-from .host.attach import adapter_for, memory_config, plan_memory, plan_moments
+from .host.attach import adapter_for, memory_config, plan_memory, plan_moments, plan_session
 from .host.conditioning import check_conditioning
-from .host.encoder_model import check_encoder
+from .host.encoder_check import check_encoder
 from .host.page_tier import check_disk, check_page_room
 from .host.streaming_decode import StreamingDecoder
 
@@ -104,23 +104,29 @@ def _check_memory(film: Film) -> None:
             "A memory encoder tells of the film as a whole, so moments can be neither pinned nor vetoed. Take the lines 'pin' "
             "and 'veto' out of the storyboard, or disconnect the encoder and put Sparse KV Memory before the sampler."
         )
-    check_encoder(film.model, film.encoder, film.latent_size, film.vae is not None)
+    prompts = (*film.storyboard.conditionings, film.storyboard.negative)
+    hooked = any("hooks" in extras for prompt in prompts for _, extras in prompt)
+    if film.encoder.read_once and hooked:
+        raise ValueError(
+            "History that is read once cannot be combined with a LoRA on a prompt, under which it would be read differently. "
+            "Switch 'read_once' of the Memory Encoder Loader off, or put the LoRA on the model."
+        )
+    check_encoder(film.model, film.encoder, film.plan.total_frames, film.latent_size, film.vae is not None)
 
 
 def _check_pages(film: Film) -> None:
-    guider = film.guider()
     sampler = film.film_sampler(None, None)
-    memory = plan_memory(guider, sampler)
+    session = plan_session(film.guider(), sampler)
     pinned = len(plan_moments(film.remembering, sampler).pinned)
     pins = f"unpin some of the {pinned} pinned latent frames, " if pinned else ""
     total = comfy.model_management.get_total_memory(film.model.load_device)
-    if memory.peak_bytes > total:
+    if session.peak_bytes > total:
         raise ValueError(
-            f"The memory of this film needs {memory.peak_bytes / 2**30:.1f} GiB, but the device has "
+            f"The memory of this film needs {session.peak_bytes / 2**30:.1f} GiB, but the device has "
             f"{total / 2**30:.1f} GiB. Take the preset 'window + sink' of Sparse KV Memory, turn its window, sink or "
             f"shortlist or the 'bank' of the Prompt-Retrieved Memory Bank down, {pins}or make the picture smaller."
         )
-    check_page_room(memory.host_bytes)
+    check_page_room(session.host_bytes)
 
 
 def check_selections(film: Film, folder: Path, settings: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -9,13 +10,17 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..memory.encoded_history import HistoryConfig
+from ..memory.encoder_spec import RATES, smaller_frames
 from .host.build import ENCODERS_FOLDER
-from .host.encoder_model import TYPES, fits, load_encoder
+from .host.encoder_check import fits
+from .host.encoder_model import TYPES, LoadedEncoder, encoder_of, load_encoder
 from .sockets import EncoderSocket
 
 FOLDER = "memory_encoders"
 AUTO = "auto"
 DEFAULT = HistoryConfig()
+SMALLER = {f"none: smaller frames ({rate})": rate for rate in RATES}
+"""Choices that need no file."""
 
 
 def add_model_folder() -> None:
@@ -37,16 +42,18 @@ class MemoryEncoderLoader(io.ComfyNode):
             category="longreel/memory",
             description=(
                 "Loads a memory encoder from models/memory_encoders: a small network that tells an ordinary (not causal) Wan "
-                "model of the whole film so far in a few tokens. Connect it to the Chunked AR Sampler, and put the LoRA "
-                "that was trained with it on the model."
+                "model or HunyuanVideo of the whole film so far in a few tokens. Connect it to the Chunked AR Sampler, and "
+                "put the LoRA that was trained with it on the model."
             ),
             search_aliases=["tinyhistory", "pfp", "framepack", "history compression", "long context"],
             inputs=[
                 io.Combo.Input(
                     "encoder",
-                    options=folder_paths.get_filename_list(FOLDER),
+                    options=[*folder_paths.get_filename_list(FOLDER), *SMALLER],
                     tooltip="A file from models/memory_encoders. Each is made for one model; the node tells you which. "
-                    "tiny_encoder comes with LongReel, for the Tiny Storyboard Model trained for a memory encoder.",
+                    "tiny_encoder comes with LongReel, for the Tiny Storyboard Model trained for a memory encoder. 'none: "
+                    "smaller frames' needs no file and fits every model, but none was trained to read it: 2x2x1 keeps most of the "
+                    "film, 4x4x4 takes least VRAM and time.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -73,6 +80,24 @@ class MemoryEncoderLoader(io.ComfyNode):
                     "Encoders were trained with a certain length (often 80 frames, 20 s): far beyond it they may blur. "
                     "Turning it down saves time and forgets what is older.",
                 ),
+                EncoderSocket.Input(
+                    "beside",
+                    optional=True,
+                    tooltip="Another Memory Encoder Loader, so that several encoders tell the film at once: a fine one of the "
+                    "newest seconds beside a coarse one of the whole film, say. Each reaches as far back as its own "
+                    "'history'; the window is that of the loader next to the sampler. More encoders mean more tokens, so "
+                    "more VRAM and time.",
+                ),
+                io.Boolean.Input(
+                    "read_once",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On: what the model makes of the tokens is kept from the first step of a chunk to its others, which are "
+                    "faster then. It takes VRAM (a token as much as its keys and values in every layer), and older frames no "
+                    "longer look at those being made: the tiny model recalls as well, others may not. For Wan and encoders whose tokens read "
+                    "the prompts of their own shots. The switch of the loader next to the sampler counts.",
+                ),
             ],
             outputs=[
                 EncoderSocket.Output(display_name="encoder", tooltip="For the Chunked AR Sampler."),
@@ -82,16 +107,38 @@ class MemoryEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, encoder: str, dtype: str, window: int, history: int) -> tuple[object, ...]:
+    def fingerprint_inputs(
+        cls,
+        encoder: str,
+        dtype: str,
+        window: int,
+        history: int,
+        beside: LoadedEncoder | None = None,
+        read_once: bool = False,
+    ) -> tuple[object, ...]:
         """A file that was replaced is loaded again."""
+        if encoder in SMALLER:
+            return (encoder, dtype, window, history, read_once)
         found = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)).stat()
-        return (encoder, found.st_mtime_ns, found.st_size, dtype, window, history)
+        return (encoder, found.st_mtime_ns, found.st_size, dtype, window, history, read_once)
 
     @classmethod
-    def execute(cls, encoder: str, dtype: str, window: int, history: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        encoder: str,
+        dtype: str,
+        window: int,
+        history: int,
+        beside: LoadedEncoder | None = None,
+        read_once: bool = False,
+    ) -> io.NodeOutput:
         """Load the file, or say in one sentence why it cannot be."""
-        path = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder))
-        loaded = load_encoder(path, HistoryConfig(window, history or None), TYPES.get(dtype))
-        told = fits(loaded.spec)
+        config = HistoryConfig(window, history or None)
+        if encoder in SMALLER:
+            alone = encoder_of(smaller_frames(SMALLER[encoder]), {}, config, name="smaller frames")
+        else:
+            alone = load_encoder(Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)), config, TYPES.get(dtype))
+        loaded = replace(alone, beside=beside, read_once=read_once)
+        told = fits(loaded)
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
         return io.NodeOutput(loaded, told)

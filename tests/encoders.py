@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from longreel.memory.encoded_history import HistoryConfig
-from longreel.memory.encoder import MemoryEncoder
+from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_file import save_encoder
 from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
 from longreel.memory.training.initialise import initialise_encoder
@@ -24,14 +24,17 @@ ENCODER = EncoderSpec(width=128, stages=(8, 16), heads=2, rate=Rate(2, 2, 2), mo
 def encoders_in(folder: Path) -> Callable[..., LoadedEncoder]:
     """Writes an encoder with the changes that it is given, and loads it as the node does."""
 
-    def load(config: HistoryConfig | None = None, dtype: torch.dtype | None = None, **changes: Any) -> LoadedEncoder:
+    def load(
+        config: HistoryConfig | None = None, dtype: torch.dtype | None = None, name: str = "encoder", **changes: Any
+    ) -> LoadedEncoder:
         spec = dataclasses.replace(ENCODER, **changes)
         encoder = MemoryEncoder(spec).requires_grad_(False)
         generator = torch.Generator().manual_seed(0)
         initialise_encoder(encoder, generator)
-        if encoder.high is not None:
+        if isinstance(encoder.high, HighResolutionBranch):
             encoder.high.project.weight.normal_(generator=generator)
-        save_encoder(folder / "encoder.safetensors", spec, encoder.state_dict())
-        return load_encoder(folder / "encoder.safetensors", config or HistoryConfig(), dtype)
+        path = folder / f"{name}.safetensors"
+        save_encoder(path, spec, encoder.state_dict())
+        return load_encoder(path, config or HistoryConfig(), dtype)
 
     return load

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..config import MemoryConfig
+from ..encoder_spec import RATES
 from ..frame_pages import MIN_PAGES_PER_FRAME, FramePages, PageShape, cut_frame
 from ..gates import GateForm
 from ..positions import PositionPolicy
@@ -47,9 +48,16 @@ WHOLE = ("every frame whole, own prompts", "every frame whole, one prompt")
 """Rows without an encoder: the model as it is reads all frames of the film, each under its own prompt or all under the newest."""
 
 
-def encoder_policies(name: str) -> tuple[str, str]:
-    """The rows of an encoder: its tokens alone, and beside the newest frames."""
-    return name, f"{name} + window"
+UNTRAINED = {f"smaller frames {rate}": rate for rate in RATES}
+"""Rows of the model as it is beside smaller frames of the film, which no training taught it to read."""
+
+
+def encoder_policies(name: str) -> tuple[str, str, str]:
+    """The rows of an encoder: its tokens alone, beside the newest frames, and alone but read in the first step of a chunk only.
+
+    Encoders whose tokens change from step to step have no third one.
+    """
+    return name, f"{name} + window", f"{name}, read once"
 
 
 def recall_policies(
@@ -182,7 +190,7 @@ class RecallBench:
             )
         known = [*recall_policies(self.chunk_frames, self.compare)]
         known += map(gated_name, GateForm) if self.compare == COMPARISONS[0] else ()
-        known += WHOLE if self.compare == ENCODERS else ()
+        known += (*WHOLE, *UNTRAINED) if self.compare == ENCODERS else ()
         known += [row for name in self.encoders for row in encoder_policies(name)]
         unknown = [name for name in self.policies if name not in known]
         if unknown:

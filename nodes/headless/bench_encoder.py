@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ...memory.encoded_history import HistoryConfig
 from ...memory.encoder_file import read_spec
-from ...memory.encoder_spec import EncoderSpec, Modulation, Rate
+from ...memory.encoder_spec import EncoderSpec, Modulation, Rate, smaller_frames
 from ...memory.training.export import weights_fingerprint
-from ...memory.training.recall_policies import WHOLE, WINDOW_CHUNKS, encoder_policies
+from ...memory.training.recall_policies import UNTRAINED, WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
 from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_reader, build_tiny_wan
+from ..host.encoder_check import reads_once
 from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder
 from .train_encoder import ENCODER_FILE, LORA_FILE
 
@@ -44,7 +45,8 @@ class EncodedModel:
     def described(self) -> dict[str, Any]:
         """What changes a measured number, as JSON."""
         config = self.encoder.config
-        return {"encoder": self.fingerprint, "spec": self.encoder.spec.to_json(), "window_frames": config.window_frames}
+        told = {"encoder": self.fingerprint, "spec": self.encoder.spec.to_json(), "window_frames": config.window_frames}
+        return {**told, "read_once": True} if self.encoder.read_once else told
 
     def cost(self, size: tuple[int, int]) -> dict[str, float]:
         """Tokens of a second of history, milliseconds to encode it, and bytes of the encoder."""
@@ -82,6 +84,8 @@ def encoded_models(
         spec = EncoderSpec(width, Rate(2, 2, 2), high=False, modulation=Modulation.CLEAN, own_prompts=own_prompts)
         # Everything is whole, so the encoder is asked for nothing: no token of it fits into the newest frame.
         made.append(EncodedModel(name, "none", base, encoder_of(spec, {}, HistoryConfig(_ALL, 1))))
+    for name, rate in UNTRAINED.items():
+        made.append(EncodedModel(name, "none", base, encoder_of(smaller_frames(rate), {}, HistoryConfig(0))))
     for name, folder in folders.items():
         path, lora = (folder / ENCODER_FILE, folder / LORA_FILE) if folder else (TINY_ENCODER, ENCODER_LORA)
         if not path.is_file() or not lora.is_file():
@@ -95,8 +99,9 @@ def encoded_models(
             )
         adapted, loaded = build_tiny_reader(weights, lora), load_encoder(path, HistoryConfig(0), torch.float32)
         digest = weights_fingerprint(load_file(lora), loaded.patcher.model.state_dict())
-        for row, frames in zip(encoder_policies(name), (0, window), strict=True):
-            made.append(
-                EncodedModel(row, digest, adapted, LoadedEncoder(loaded.spec, loaded.patcher, HistoryConfig(frames)))
-            )
+        alone, beside_window, once = encoder_policies(name)
+        made.append(EncodedModel(alone, digest, adapted, loaded))
+        made.append(EncodedModel(beside_window, digest, adapted, replace(loaded, config=HistoryConfig(window))))
+        if reads_once(loaded.spec):
+            made.append(EncodedModel(once, digest, adapted, replace(loaded, read_once=True)))
     return tuple(made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,118 +17,133 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...memory.chunks import PICTURES_PER_FRAME
-from ...memory.encoded_history import EncodedHistory, HistoryConfig, HistorySession, most_tokens
+from ...memory.encoded_history import (
+    EncodedHistory,
+    FilmEncoder,
+    History,
+    HistoryConfig,
+    HistorySession,
+)
 from ...memory.encoder import MemoryEncoder
 from ...memory.encoder_file import read_encoder
-from ...memory.encoder_spec import PATCH, EncoderSpec, LowBranch
+from ...memory.encoder_spec import PATCH, EncoderSpec
+from ...memory.packed_encoder import PackedEncoder, PackedSpec, TokenSpec, is_packed, read_packed
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
+from .history_family import HistoryFamily, check_alone
+from .hunyuan_history import HunyuanHistory
+from .kept_history import keeping, reading
 from .keys import HISTORY, PACK
-from .wan_history import check_no_other_tokens, with_history
+from .wan_history import OTHER_TOKENS, with_history
 
 ENCODER = "longreel_encoder"
-MODELS = {
-    (1536, 16): "Wan 2.1 1.3B",
-    (5120, 16): "Wan 2.1 14B and Wan 2.2 14B",
-    (3072, 48): "Wan 2.2 5B",
-    (256, 16): "the tiny model that comes with LongReel",
-}
-"""Models by their width and the channels of their latents."""
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedEncoder:
-    """A memory encoder as the host keeps models, and how much of a film it is to tell."""
+    """A memory encoder as the host keeps models, how much of a film it is to tell, and what it is called.
 
-    spec: EncoderSpec
+    The film is told by those `beside` it, too, each as far back as its own `config` says; their windows do not count. `read_once`
+    keeps keys and values of history from the first call for the frames being made to the others.
+    """
+
+    spec: TokenSpec
     patcher: ModelPatcher
     config: HistoryConfig
+    name: str = ""
+    beside: LoadedEncoder | None = None
+    read_once: bool = False
+
+    @property
+    def all(self) -> tuple[LoadedEncoder, ...]:
+        """This encoder and those beside it."""
+        return (self, *(() if self.beside is None else self.beside.all))
 
 
 def load_encoder(path: Path, config: HistoryConfig, dtype: torch.dtype | None = None) -> LoadedEncoder:
     """The encoder in this file, on the host's offload device; `dtype` None is what suits the device.
 
-    Raises ValueError, and loads nothing, unless the file is an encoder with every weight there, fitting and finite.
+    Raises ValueError, and loads nothing, unless the file is an encoder, or has FramePack's embeddings, with every weight there,
+    fitting and finite.
     """
-    return encoder_of(*read_encoder(path), config, dtype)
+    if is_packed(path):
+        packed, weights = read_packed(path)
+        return _loaded(packed, PackedEncoder, weights, config, dtype, path.stem)
+    return encoder_of(*read_encoder(path), config, dtype, path.stem)
 
 
 def encoder_of(
-    spec: EncoderSpec, weights: Mapping[str, Tensor], config: HistoryConfig, dtype: torch.dtype | None = None
+    spec: EncoderSpec,
+    weights: Mapping[str, Tensor],
+    config: HistoryConfig,
+    dtype: torch.dtype | None = None,
+    name: str = "",
 ) -> LoadedEncoder:
     """An encoder of these weights as the host keeps models."""
+    return _loaded(spec, MemoryEncoder, weights, config, dtype, name)
+
+
+def _loaded(
+    spec: TokenSpec,
+    kind: Callable[..., nn.Module],
+    weights: Mapping[str, Tensor],
+    config: HistoryConfig,
+    dtype: torch.dtype | None,
+    name: str,
+) -> LoadedEncoder:
     device = comfy.model_management.get_torch_device()
     if dtype is None:
         dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
     offload = comfy.model_management.unet_offload_device()
-    module = MemoryEncoder(spec, comfy.ops.manual_cast, device=offload, dtype=dtype)
+    module = kind(spec, comfy.ops.manual_cast, device=offload, dtype=dtype)
     patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=device, offload_device=offload)
     state = {name: tensor.to(dtype) for name, tensor in weights.items()}
     module.load_state_dict(state, assign=patcher.is_dynamic())
     comfy.model_management.archive_model_dtypes(module)
     module.eval().requires_grad_(False)
-    return LoadedEncoder(spec, patcher, config)
+    return LoadedEncoder(spec, patcher, config, name)
 
 
-def fits(spec: EncoderSpec) -> str:
-    """What an artist wants to know of an encoder: for which model it is, how much it compresses, how it was made."""
-    model = MODELS.get((spec.width, spec.channels), f"a model of width {spec.width} with {spec.channels} channels")
-    lines = [f"fits {model}", f"{spec.rate}: one token for {math.prod(spec.rate)}"]
-    if spec.base:
-        lines.append(f"made for {spec.base}")
-    lines += [f"{name}: {fact}" for name, fact in sorted(spec.trained.items())]
-    return "\n".join(lines)
-
-
-def check_encoder(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, int], has_vae: bool) -> None:
-    """Raises ValueError unless this encoder can tell this model of a film of this size in latents."""
-    network = model.get_model_object("diffusion_model")
-    bidirectional = (comfy.model_base.WAN21, comfy.model_base.WAN22)
-    if type(model.model) not in bidirectional or type(network) is not comfy.ldm.wan.model.WanModel:
-        raise ValueError(
-            f"A memory encoder needs an ordinary Wan text-to-video model, got {type(model.model).__name__}: causal "
-            "checkpoints remember through Sparse KV Memory. Disconnect the encoder, or load the model that it was made "
-            f"for{_made_for(encoder.spec)}."
-        )
-    found = (network.dim, network.in_dim)
-    needed = (encoder.spec.width, encoder.spec.channels)
-    if found != needed:
-        raise ValueError(
-            f"This memory encoder needs a model of width {needed[0]} with {needed[1]} channels{_made_for(encoder.spec)}, "
-            f"got one of width {found[0]} with {found[1]}. Load that model, or another encoder."
-        )
-    if min(encoder.spec.grid(encoder.spec.rate.frames, *size)) < 1:
-        raise ValueError(
-            f"A memory encoder of rate {encoder.spec.rate} needs a picture of at least {PATCH * encoder.spec.rate.rows} "
-            f"latents each way, got {size[0]} x {size[1]}. Make the film larger."
-        )
-    if encoder.spec.low is LowBranch.VIDEO and not has_vae:
-        raise ValueError(
-            "This memory encoder looks at a small copy of the film's pictures and needs the VAE for it. Connect the VAE "
-            "to the Chunked AR Sampler."
-        )
-
-
-def _made_for(spec: EncoderSpec) -> str:
+def made_for(spec: TokenSpec) -> str:
+    """The model that an encoder was made with, in brackets, where it says so."""
     return f" ({spec.base})" if spec.base else ""
 
 
-def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VAE | None = None) -> ModelPatcher:
-    """A clone of the model that reads the film so far through `encoder` when the Chunked AR Sampler runs it.
+def compute_dtype(model: ModelPatcher) -> torch.dtype:
+    """What the model computes in."""
+    dtype: torch.dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+    return dtype
 
-    `vae` makes the small copy of the film for encoders that look at one.
+
+def family_of(model: ModelPatcher, encoder: LoadedEncoder) -> HistoryFamily:
+    """The family that reads this encoder's tokens. Raises ValueError for a model of none."""
+    for family in FAMILIES:
+        if family.knows(model):
+            return family
+    raise ValueError(
+        f"A memory encoder needs an ordinary {' or '.join(family.name for family in FAMILIES)} model, got "
+        f"{type(model.model).__name__}: causal checkpoints and other families remember through Sparse KV Memory. Disconnect "
+        f"the encoder, or load the model that it was made for{made_for(encoder.spec)}."
+    )
+
+
+def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VAE | None = None) -> ModelPatcher:
+    """A clone of the model that reads the film so far through `encoder` and those beside it when the Chunked AR Sampler runs it.
+
+    `vae` makes the small copy of the film for encoders that look at one. Raises ValueError for a model that reads no history.
     """
+    family = family_of(model, encoder)
     clone = model.clone()
-    clone.set_additional_models(ENCODER, [encoder.patcher])
+    clone.set_additional_models(ENCODER, [each.patcher for each in encoder.all])
     for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, _HistoryOfRun(encoder, vae).around_run),
+        (WrappersMP.OUTER_SAMPLE, _HistoryOfRun(encoder, family, vae).around_run),
         (WrappersMP.PREPARE_SAMPLING, _with_longer_sequence),
-        (WrappersMP.DIFFUSION_MODEL, _with_tokens),
+        (WrappersMP.DIFFUSION_MODEL, family.with_tokens),
     ):
         clone.remove_wrappers_with_key(kind, PACK)
         clone.add_wrapper_with_key(kind, PACK, wrapper)
@@ -139,8 +153,8 @@ def attach_encoder(model: ModelPatcher, encoder: LoadedEncoder, vae: comfy.sd.VA
 class _HistoryOfRun:
     """Gives every run of the Chunked AR Sampler a history of its own."""
 
-    def __init__(self, encoder: LoadedEncoder, vae: comfy.sd.VAE | None) -> None:
-        self._encoder, self._vae = encoder, vae
+    def __init__(self, encoder: LoadedEncoder, family: HistoryFamily, vae: comfy.sd.VAE | None) -> None:
+        self._encoder, self._family, self._vae = encoder, family, vae
 
     def around_run(
         self, executor: Callable[..., Any], noise: Any, latent: Any, sampler: Any, *args: Any, **kwargs: Any
@@ -149,14 +163,25 @@ class _HistoryOfRun:
         if not isinstance(sampler, FilmSampler):
             return executor(noise, latent, sampler, *args, **kwargs)
         guider: Any = executor.class_obj  # type: ignore[attr-defined]
-        spec, config = self._encoder.spec, self._encoder.config
-        dtype = guider.model_patcher.get_model_object("manual_cast_dtype") or guider.model_patcher.model.get_dtype()
+        dtype = compute_dtype(guider.model_patcher)
+        encoders = [
+            FilmEncoder(
+                each.spec, each.spec.reach(each.config.longest_frames), partial(self._encode, each, guider, dtype)
+            )
+            for each in self._encoder.all
+        ]
+        history = EncodedHistory(
+            encoders, self._encoder.config.window_frames, partial(self._embed_frames, guider, dtype)
+        )
         rows, columns = (count // PATCH for count in sampler.latent_size)
+        network = guider.model_patcher.get_model_object("diffusion_model")
         session = HistorySession(
-            EncodedHistory(spec, config, partial(self._encode, guider, dtype), partial(_embed_frames, guider, dtype)),
-            most_tokens(spec, config, sampler.plan.total_frames, *sampler.latent_size),
+            history,
+            history.most_tokens(sampler.plan.total_frames, *sampler.latent_size),
+            self._family.shape(network)[0],
             rows * columns,
             dtype,
+            self._family.layers(network) if self._encoder.read_once else 0,
         )
         before = guider.model_options
         guider.model_options = create_model_options_clone(before)
@@ -167,17 +192,20 @@ class _HistoryOfRun:
             guider.model_options = before
 
     @torch.no_grad()
-    def _encode(self, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
+    def _encode(self, encoder: LoadedEncoder, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
         """Latents as the sampler works on them `[1, C, T, H, W]`, to tokens `[1, M, width]`."""
-        spec = self._encoder.spec
-        low = self._small_video(guider, latents) if spec.low is LowBranch.VIDEO else None
-        tokens: Tensor = self._encoder.patcher.model(latents, partial(_embed, guider), low)
+        spec, module = encoder.spec, encoder.patcher.model
+        if isinstance(spec, PackedSpec):
+            packed: Tensor = module(latents)
+            return packed.to(dtype)
+        low = self._small_video(spec, guider, latents) if spec.looks_at_pictures else None
+        tokens: Tensor = module(latents, partial(self._embed, guider, dtype), low)
         return tokens.to(dtype)
 
-    def _small_video(self, guider: FilmGuider, latents: Tensor) -> Tensor:
+    def _small_video(self, spec: EncoderSpec, guider: FilmGuider, latents: Tensor) -> Tensor:
         """Latents of the pictures at a fraction of their size and rate, through the VAE and back."""
         assert self._vae is not None
-        frames, rows, columns = self._encoder.spec.low_size(*latents.shape[2:])
+        frames, rows, columns = spec.low_size(*latents.shape[2:])
         pictures = self._vae.decode(guider.inner_model.process_latent_out(latents))[0]  # [F, H, W, 3]
         count = PICTURES_PER_FRAME * (frames - 1) + 1
         kept = torch.linspace(0, len(pictures) - 1, count).round().long()
@@ -187,17 +215,13 @@ class _HistoryOfRun:
         guider.reload()
         return made.to(latents)
 
+    def _embed(self, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
+        return self._family.embed(guider.inner_model.diffusion_model, latents, dtype)
 
-def _embed(guider: FilmGuider, latents: Tensor) -> Tensor:
-    """The model's own embedding, which the host computes in float32."""
-    embedded: Tensor = guider.inner_model.diffusion_model.patch_embedding(latents.float())
-    return embedded
-
-
-@torch.no_grad()
-def _embed_frames(guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
-    """Whole frames `[1, C, T, H, W]` as tokens `[1, M, width]`."""
-    return _embed(guider, latents.to(dtype)).flatten(2).transpose(1, 2).to(dtype)
+    @torch.no_grad()
+    def _embed_frames(self, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
+        """Whole frames `[1, C, T, H, W]` as tokens `[1, M, width]`."""
+        return self._embed(guider, dtype, latents.to(dtype)).flatten(2).transpose(1, 2).to(dtype)
 
 
 def _with_longer_sequence(
@@ -206,6 +230,9 @@ def _with_longer_sequence(
     """PREPARE_SAMPLING: the host reckons with the tokens of history as with more frames."""
     session: HistorySession | None = kwargs["model_options"]["transformer_options"].get(HISTORY)
     if session is not None:
+        if session.kept_layers:
+            needed = session.peak_bytes + comfy.model_management.minimum_inference_memory()
+            comfy.model_management.free_memory(needed, model.load_device)
         batch, channels, frames, *size = noise_shape
         noise_shape = [batch, channels, frames + -(-session.tokens // session.frame_tokens), *size]
     return executor(model, noise_shape, *args, **kwargs)
@@ -225,8 +252,51 @@ def _with_tokens(
     options = {} if transformer_options is None else transformer_options
     session: HistorySession | None = options.get(HISTORY)
     if session is not None:
-        check_no_other_tokens({**kwargs, "time_dim_concat": time_dim_concat})
+        check_alone({**kwargs, "time_dim_concat": time_dim_concat}, OTHER_TOKENS)
         if session.history.current is not None:
             network = executor.class_obj  # type: ignore[attr-defined]
-            options = with_history(network, session.history.current, options)
+            options = _reading(session, session.history.current, network, options)
     return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+
+
+def _reading(session: HistorySession, history: History, network: Any, options: dict[str, Any]) -> dict[str, Any]:
+    if not session.kept_layers:
+        return with_history(network, history, options)
+    kept = session.kept(history)
+    if len(kept) < session.kept_layers:
+        kept.clear()
+        return with_history(network, history, keeping(options, history, kept))
+    return reading(options, history, kept)
+
+
+class WanHistory:
+    """Wan text-to-video reads history.
+
+    It stands here because the name of its wrapper is among the settings by which a film on disk knows its model.
+    """
+
+    name = "Wan text-to-video"
+    shows_pictures = True
+    reads_once = True
+    with_tokens = staticmethod(_with_tokens)
+
+    def knows(self, model: ModelPatcher) -> bool:
+        """Whether it is one of the plain classes; causal ones and variants are others."""
+        plain = type(model.model) in (comfy.model_base.WAN21, comfy.model_base.WAN22)
+        return plain and type(model.get_model_object("diffusion_model")) is comfy.ldm.wan.model.WanModel
+
+    def shape(self, network: Any) -> tuple[int, int]:
+        """Width and channels."""
+        return network.dim, network.in_dim
+
+    def layers(self, network: Any) -> int:
+        """How many there are."""
+        return len(network.blocks)
+
+    def embed(self, network: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
+        """The host computes this embedding in float32."""
+        embedded: Tensor = network.patch_embedding(latents.float())
+        return embedded
+
+
+FAMILIES: tuple[HistoryFamily, ...] = (WanHistory(), HunyuanHistory())

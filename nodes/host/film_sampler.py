@@ -125,7 +125,8 @@ class FilmSampler(comfy.samplers.Sampler):
 
         if HISTORY in options:
             history: EncodedHistory = options[HISTORY].history
-            prompts = [steps.to_device(prompt) for prompt in guider.prompts]
+            words = [steps.to_device(prompt) for prompt in guider.prompts]
+            prompts = list(zip(words, [steps.to_device(pooled) for pooled in guider.pooled_prompts], strict=True))
             return encoded_rollout(
                 history,
                 self.plan,

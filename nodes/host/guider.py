@@ -42,6 +42,13 @@ class FilmGuider(comfy.samplers.CFGGuider):
         return [self.original_conds[key][0]["cross_attn"][0] for key in shots]
 
     @property
+    def pooled_prompts(self) -> list[Tensor | None]:
+        """One vector `[P]` for all words of each shot's prompt, where it has one."""
+        shots = [conds[0] for key, conds in self.original_conds.items() if key != NEGATIVE]
+        pooled = [cond.get("pooled_output") for cond in shots]
+        return [None if vector is None else vector[0] for vector in pooled]
+
+    @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt."""
         return max(int(cond["cross_attn"].shape[1]) for conds in self.original_conds.values() for cond in conds)

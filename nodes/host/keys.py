@@ -7,3 +7,6 @@ SETTINGS = "longreel_settings"
 SESSION = "longreel_session"
 HISTORY = "longreel_history"
 GATES = "longreel_gates"
+
+OVERRIDE = "optimized_attention_override"
+"""The host's name for what attention is handed to."""

@@ -20,25 +20,15 @@ from torch.nn import functional
 
 from ...memory.encoded_history import History
 from ...memory.encoder_spec import Modulation
+from .keys import OVERRIDE
 
-OVERRIDE = "optimized_attention_override"
 LAYER = "double_block"
 """The host's name for a layer of Wan in `patches_replace`."""
-_OTHER_TOKENS = {
+OTHER_TOKENS = {
     "context_latents": "context latents",
     "reference_latent": "a reference latent",
     "time_dim_concat": "frames joined in time",
 }
-
-
-def check_no_other_tokens(inputs: dict[str, Any]) -> None:
-    """Raises ValueError where something else would lengthen the sequence of this call."""
-    found = [name for key, name in _OTHER_TOKENS.items() if inputs.get(key) is not None]
-    if found:
-        raise ValueError(
-            f"A memory encoder cannot be combined with {' and '.join(found)}: both put tokens beside the film. Remove "
-            "the node that adds them to the conditioning, or disconnect the memory encoder."
-        )
 
 
 def with_history(network: Any, history: History, options: dict[str, Any]) -> dict[str, Any]:
@@ -74,10 +64,13 @@ class _Join:
             return own
         if self._text is None:
             self.own_words = own.shape[1]
-            rows = [torch.cat([stretch.prompt for stretch in row]) for row in self.history.prompts]
+            rows = [
+                torch.cat([stretch.prompt for stretch in row if stretch.prompt is not None])
+                for row in self.history.prompts
+            ]
             words = max(len(row) for row in rows)
             # One more than needed where only the number of words tells cross-attention from self-attention.
-            words += self.own_words + words == self.own_tokens + len(self.history.positions)
+            words += self.own_words + words == self.own_tokens + self.history.tokens.shape[1]
             theirs = torch.stack([functional.pad(row, (0, 0, 0, words - len(row))) for row in rows])
             embedded = self.network.text_embedding(theirs.to(own))
             self._text = torch.cat([own, embedded.expand(own.shape[0], -1, -1)], dim=1)
@@ -106,9 +99,13 @@ class _Join:
         for row, found in zip(rows, prompts, strict=True):
             token, word, parts = own, words, []
             for stretch in found:
-                to_token, to_word = token + stretch.tokens, word + len(stretch.prompt)
-                parts.append(call(q[row, token:to_token], k[row, word:to_word], v[row, word:to_word]))
-                token, word = to_token, to_word
+                to_token = token + stretch.tokens
+                read = slice(0, words)
+                if stretch.prompt is not None:
+                    read = slice(word, word + len(stretch.prompt))
+                    word = read.stop
+                parts.append(call(q[row, token:to_token], k[row, read], v[row, read]))
+                token = to_token
             theirs.append(torch.cat(parts, dim=1))
         return torch.cat([call(q[:, :own], k[:, :words], v[:, :words]), torch.cat(theirs)], dim=1)
 
@@ -142,13 +139,18 @@ class _Join:
         return self._modulation
 
     def _joined_modulation(self, own: Tensor) -> Tensor:
-        tokens, more = self.own_tokens, self.history.positions.shape[0]
+        tokens, levels = self.own_tokens, self.history.levels
         if tokens % own.shape[1]:
             own = repeat_e(own, own.new_empty(1, tokens))
-        stretch = math.gcd(tokens // own.shape[1], more)
+        stretch = math.gcd(tokens // own.shape[1], *(level.tokens for level in levels))
         own = own.repeat_interleave(tokens // own.shape[1] // stretch, dim=1)
-        theirs = own[:, -1:] if self.history.modulation is Modulation.TARGET else self._clean(own)
-        return torch.cat([own, theirs.expand(own.shape[0], more // stretch, -1, -1)], dim=1)
+        theirs = [
+            (own[:, -1:] if modulation is Modulation.TARGET else self._clean(own)).expand(
+                own.shape[0], count // stretch, -1, -1
+            )
+            for count, modulation in levels
+        ]
+        return torch.cat([own, *theirs], dim=1)
 
     def _clean(self, like: Tensor) -> Tensor:
         network = self.network
@@ -173,8 +175,8 @@ class _Join:
             for what, none in (("scale", 1.0), ("shift", 0.0))
         )
         places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
-        table: Tensor = self.network.rope_embedder(places[None]).movedim(1, 2)
-        return table.to(like.dtype)
+        tables: Tensor = self.network.rope_embedder(places if places.ndim == 3 else places[None])
+        return tables.mean(dim=0, keepdim=True).movedim(1, 2).to(like.dtype)
 
 
 class _Layer:

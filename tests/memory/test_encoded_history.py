@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import accumulate, groupby
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numerics import SAME_SUM, relative_error
 from torch import Tensor, nn
 
-from longreel.memory.encoded_history import EncodedHistory, HistoryConfig, most_tokens
-from longreel.memory.encoder import MemoryEncoder
-from longreel.memory.encoder_spec import RATES, EncoderSpec, Rate
+from longreel.memory.encoded_history import EncodedHistory, FilmEncoder, Level, Stretch
+from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
+from longreel.memory.encoder_spec import RATES, EncoderSpec, Modulation, Rate
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.transitions import Reach
 
@@ -24,21 +24,28 @@ chunks = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 rates = st.sampled_from(RATES)
 
 
-def history(rate: Rate = RATES[1], config: HistoryConfig | None = None) -> EncodedHistory:
-    spec = EncoderSpec(width=8, channels=4, stages=(4, 8), heads=2, rate=rate)
+def film_encoder(rate: Rate, longest: int | None = None, **changes: Any) -> FilmEncoder:
+    spec = EncoderSpec(width=8, channels=4, stages=(4, 8), heads=2, rate=rate, **changes)
     encoder = MemoryEncoder(spec).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     initialise_encoder(encoder, generator)
-    assert encoder.high is not None
+    assert isinstance(encoder.high, HighResolutionBranch)
     encoder.high.project.weight.normal_(generator=generator)
+    return FilmEncoder(spec, longest, lambda latents: encoder(latents, embedding()))
+
+
+def embedding() -> nn.Module:
     torch.manual_seed(0)
-    embed = nn.Conv3d(4, 8, (1, 2, 2), stride=(1, 2, 2)).requires_grad_(False)
-    return EncodedHistory(
-        spec,
-        config or HistoryConfig(),
-        lambda latents: encoder(latents, embed),
-        lambda latents: embed(latents).flatten(2).transpose(1, 2),
-    )
+    return nn.Conv3d(4, 8, (1, 2, 2), stride=(1, 2, 2)).requires_grad_(False)
+
+
+def beside_each_other(window: int, *encoders: FilmEncoder) -> EncodedHistory:
+    embed = embedding()
+    return EncodedHistory(encoders, window, lambda latents: embed(latents).flatten(2).transpose(1, 2))
+
+
+def history(rate: Rate = RATES[1], window: int = 3, longest: int | None = None, **changes: Any) -> EncodedHistory:
+    return beside_each_other(window, film_encoder(rate, longest, **changes))
 
 
 def film(frames: int) -> Tensor:
@@ -61,12 +68,16 @@ def test_any_chunking_of_a_film_gives_the_same_tokens_at_the_same_places(sizes: 
     assert relative_error(cut.tokens, whole.tokens) < SAME_SUM
 
 
+def told(stretch: Stretch) -> Tensor:
+    assert stretch.prompt is not None
+    return stretch.prompt
+
+
 @given(sizes=chunks, rate=rates, window=st.integers(0, 4))
 def test_a_token_reads_the_prompt_of_its_first_frame_and_a_whole_frame_its_own(
     sizes: list[int], rate: Rate, window: int
 ) -> None:
-    made = history(rate, HistoryConfig(window_frames=window))
-    made.spec = replace(made.spec, own_prompts=True)
+    made = history(rate, window, own_prompts=True)
     prompts = [torch.full((1 + shot, 4), float(shot)) for shot in range(len(sizes))]
     shots = [shot for shot, size in enumerate(sizes) for _ in range(size)]
     for shot, piece in enumerate(film(sum(sizes)).split(sizes, dim=2)):
@@ -80,13 +91,12 @@ def test_a_token_reads_the_prompt_of_its_first_frame_and_a_whole_frame_its_own(
     firsts = torch.cat([times[:encoded] - (rate.frames - 1) / 2, times[encoded:]]).int().tolist()
     wanted = [(shot, len(list(tokens))) for shot, tokens in groupby(shots[first] for first in firsts)]
     (found,) = made.current.prompts
-    assert [(int(stretch.prompt[0, 0]), stretch.tokens) for stretch in found] == wanted
+    assert [(int(told(stretch)[0, 0]), stretch.tokens) for stretch in found] == wanted
 
 
 @pytest.mark.parametrize("window", [0, 3])
 def test_tokens_count_as_what_they_stand_for_and_whole_frames_once(window: int) -> None:
-    made = history(Rate(2, 2, 2), HistoryConfig(window_frames=window))
-    made.spec = replace(made.spec, proportional=True)
+    made = history(Rate(2, 2, 2), window, proportional=True)
     made.append(film(8))
     made.begin()
     assert made.current is not None
@@ -96,8 +106,7 @@ def test_tokens_count_as_what_they_stand_for_and_whole_frames_once(window: int) 
 
 
 def test_a_film_without_prompts_is_refused_where_tokens_read_their_own() -> None:
-    made = history()
-    made.spec = replace(made.spec, own_prompts=True)
+    made = history(own_prompts=True)
     made.append(film(4))
     with pytest.raises(ValueError, match="got none for frame 0"):
         made.begin()
@@ -107,8 +116,7 @@ def test_a_film_without_prompts_is_refused_where_tokens_read_their_own() -> None
 def test_no_film_reads_more_than_was_reckoned_and_all_of_it_lies_in_the_past(
     sizes: list[int], rate: Rate, window: int, longest: int | None
 ) -> None:
-    config = HistoryConfig(window, longest)
-    made, frames = history(rate, config), sum(sizes)
+    made, frames = history(rate, window, longest), sum(sizes)
     for piece, end in zip(film(frames).split(sizes, dim=2), accumulate(sizes), strict=True):
         made.append(piece)
         made.begin()
@@ -116,7 +124,7 @@ def test_no_film_reads_more_than_was_reckoned_and_all_of_it_lies_in_the_past(
         assert made.remembered == min(end, max(longest or end, window))
         if made.current is not None:
             assert made.current.tokens.shape[1] == len(made.current.positions)
-            assert len(made.current.positions) <= most_tokens(made.spec, config, frames, HEIGHT, WIDTH)
+            assert len(made.current.positions) <= made.most_tokens(frames, HEIGHT, WIDTH)
             assert made.current.positions[:, 0].max() < 0
             assert made.current.positions[:, 0].min() >= -min(end, max(longest or end, window))
 
@@ -129,7 +137,7 @@ def test_a_film_without_a_frame_reads_nothing() -> None:
 
 
 def test_frames_that_fill_no_token_wait_and_are_read_whole_meanwhile() -> None:
-    made = shown(history(Rate(2, 2, 8), HistoryConfig(window_frames=2)), [7])
+    made = shown(history(Rate(2, 2, 8), 2), [7])
     assert made.current is not None
     assert len(made.current.positions) == 2 * FRAME_TOKENS
     made.append(film(1))
@@ -138,7 +146,7 @@ def test_frames_that_fill_no_token_wait_and_are_read_whole_meanwhile() -> None:
 
 
 def test_a_token_of_frames_before_and_behind_a_clean_cut_is_left_out() -> None:
-    made = history(Rate(2, 2, 2), HistoryConfig(window_frames=3))
+    made = history(Rate(2, 2, 2), 3)
     made.append(film(7))
     made.begin(Reach(window_from=5, bank_from=5))
     assert made.read_frames == (5, 6)
@@ -149,5 +157,47 @@ def test_a_token_of_frames_before_and_behind_a_clean_cut_is_left_out() -> None:
 
 @pytest.mark.parametrize("window", [0, 3])
 def test_how_much_is_read_is_told_in_frames(window: int) -> None:
-    made = shown(history(Rate(2, 2, 2), HistoryConfig(window_frames=window)), [8])
+    made = shown(history(Rate(2, 2, 2), window), [8])
     assert made.frames_worth == window + 4 / 4
+
+
+@given(
+    sizes=chunks,
+    rates=st.tuples(rates, rates),
+    window=st.integers(0, 3),
+    longest=st.tuples(*[st.none() | st.integers(1, 20)] * 2),
+)
+def test_two_encoders_tell_what_each_tells_alone(
+    sizes: list[int], rates: tuple[Rate, Rate], window: int, longest: tuple[int | None, int | None]
+) -> None:
+    """One after the other, each as far back as it reaches, with the window behind both."""
+    alone = [shown(history(rate, 0, reach), sizes) for rate, reach in zip(rates, longest, strict=True)]
+    both = shown(beside_each_other(window, *map(film_encoder, rates, longest)), sizes)
+    whole = shown(history(Rate(2, 2, 8), window, 1), sizes)
+    found = [each.current for each in (*alone, whole) if each.current is not None]
+    assert both.remembered == max(each.remembered for each in (*alone, whole))
+    if both.current is None:
+        assert not found
+        return
+    assert torch.equal(both.current.tokens, torch.cat([each.tokens for each in found], dim=1))
+    assert torch.equal(both.current.positions, torch.cat([each.positions for each in found]))
+    assert len(both.current.positions) <= both.most_tokens(sum(sizes), HEIGHT, WIDTH)
+
+
+def test_every_encoder_keeps_its_own_way_of_being_read_and_the_first_ones_is_the_windows() -> None:
+    fine = film_encoder(Rate(2, 2, 2), modulation=Modulation.CLEAN, own_prompts=True)
+    coarse = film_encoder(Rate(4, 4, 2), modulation=Modulation.TARGET, proportional=True)
+    made = beside_each_other(1, fine, coarse)
+    prompt = torch.zeros(2, 4)
+    made.append(film(2), prompt)
+    made.begin()
+    assert made.current is not None
+    few, fewer = FRAME_TOKENS // 4, FRAME_TOKENS // 24
+    assert made.current.levels == (
+        Level(few, Modulation.CLEAN),
+        Level(fewer, Modulation.TARGET),
+        Level(FRAME_TOKENS, Modulation.CLEAN),
+    )
+    assert made.current.prompts == ((Stretch(few, prompt), Stretch(fewer, None), Stretch(FRAME_TOKENS, prompt)),)
+    assert made.current.counts is not None
+    assert made.current.counts.tolist() == [1.0] * few + [32.0] * fewer + [1.0] * FRAME_TOKENS

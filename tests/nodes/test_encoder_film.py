@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numerics import BF16_COMPUTE_ERROR, FORWARD_ERROR, NOT_ROUNDING, relative_e
 from torch import Tensor
 
 from longreel.memory.chunks import Chunk, Plan, plan_chunks
-from longreel.memory.encoded_history import History, HistoryConfig, Stretch
+from longreel.memory.encoded_history import History, HistoryConfig, Level, Stretch
 from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import LowBranch, Modulation, Rate
 from longreel.memory.rollout import FinishedChunk
@@ -163,6 +164,43 @@ def test_tokens_with_prompts_of_their_own_read_those_of_their_shots(
     assert relative_error(film[2].latents, noise - (away + cfg * (flow - away))) < FORWARD_ERROR
     plain = render(model, loaded(HistoryConfig(window_frames=1)), plan_chunks((1, 2), 3), sigmas=(1.0, 0.0), cfg=cfg)
     assert relative_error(plain[2].latents, film[2].latents) > NOT_ROUNDING
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+def test_what_two_encoders_tell_is_read_as_one_history_that_was_joined_by_hand(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], cfg: float
+) -> None:
+    """Tokens that differ in all that can differ: reach, rate, noise level, prompts and how often they count."""
+    fine = loaded(HistoryConfig(window_frames=0, longest_frames=2), rate=Rate(2, 2, 1), modulation=Modulation.TARGET)
+    coarse = loaded(HistoryConfig(window_frames=3), own_prompts=True, proportional=True)
+    film = render(model, replace(fine, beside=coarse), plan_chunks((1, 2), 3), sigmas=(1.0, 0.0), cfg=cfg)
+    network = model.model.diffusion_model
+    noise = SeededNoise((7, 7))(Chunk(2, range(6, 9), 1), 0, (1, LATENT_CHANNELS, 3, *SIZE))
+    first, second, negative = prompt(0)[0][0], prompt(1, words=5)[0][0], prompt(99, words=3)[0][0]
+    with torch.no_grad():
+        past = latents(film[:2])
+        newest = fine.patcher.model(past[:, :, 4:], network.patch_embedding)
+        older = coarse.patcher.model(past, network.patch_embedding)
+        positions = torch.cat(
+            [
+                token_positions(fine.spec, fine.spec.grid(2, *SIZE), first_frame=-2),
+                token_positions(coarse.spec, coarse.spec.grid(6, *SIZE), first_frame=-6),
+            ]
+        )
+        history = History(
+            torch.cat([newest, older], dim=1),
+            positions,
+            (Level(8, Modulation.TARGET), Level(12, Modulation.CLEAN)),
+            prompts=((Stretch(8, None), Stretch(8, first[0]), Stretch(4, second[0])),),
+            counts=torch.tensor([1.0] * 8 + [8.0] * 12),
+        )
+        flow, away = (
+            network(noise, torch.tensor([1000.0]), text, transformer_options=with_history(network, history, {}))
+            for text in (second, negative)
+        )
+    assert relative_error(film[2].latents, noise - (away + cfg * (flow - away))) < FORWARD_ERROR
+    alone = render(model, coarse, plan_chunks((1, 2), 3), sigmas=(1.0, 0.0), cfg=cfg)
+    assert relative_error(alone[2].latents, film[2].latents) > NOT_ROUNDING
 
 
 def test_what_is_read_is_told(model: ModelPatcher, loaded: Callable[..., LoadedEncoder]) -> None:

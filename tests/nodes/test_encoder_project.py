@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from wan_variants import build_tiny_wan22
 
 from longreel.memory.config import MemoryConfig
 from longreel.memory.encoded_history import HistoryConfig
-from longreel.memory.encoder_spec import EncoderSpec, LowBranch, Modulation, Rate
+from longreel.memory.encoder_spec import LowBranch, Modulation, Rate
 from longreel.memory.inspection import WINDOW
 from longreel.memory.trace import read_trace
 from longreel.nodes.film import Film
 from longreel.nodes.host.attach import attach_memory
 from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
-from longreel.nodes.host.encoder_model import LoadedEncoder, fits
+from longreel.nodes.host.encoder_check import fits
+from longreel.nodes.host.encoder_model import LoadedEncoder
 from longreel.nodes.memory_inspector import MemoryInspector
 
 
@@ -93,10 +95,50 @@ def test_whatever_changes_the_memory_is_another_setting(
         film(model, loaded(modulation=Modulation.TARGET)),
         film(model, loaded(low=LowBranch.VIDEO), vae=build_tiny_vae(seed=1)),
         film(model, loaded(low=LowBranch.VIDEO), vae=build_tiny_vae(seed=2)),
+        film(model, replace(loaded(), beside=loaded())),
+        film(model, replace(loaded(), beside=loaded(HistoryConfig(longest_frames=9)))),
+        film(model, replace(loaded(), beside=loaded(rate=Rate(2, 2, 1)))),
+        film(model, replace(loaded(), beside=replace(loaded(), beside=loaded()))),
         film_on_disk(model, planned("[0.75s] a beach\n[0.75s] a town\n[0.75s] a forest")),
     ]
     assert len({str(variant._settings()) for variant in variants}) == len(variants)
     assert film(model, loaded())._settings() == variants[0]._settings()
+    narrow = replace(loaded(), beside=loaded(HistoryConfig(window_frames=1)))  # whose window does not count
+    assert film(model, narrow)._settings() == film(model, replace(loaded(), beside=loaded()))._settings()
+
+
+def test_the_settings_of_one_encoder_are_told_as_they_were_before_several_could_be_joined(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+) -> None:
+    assert set(film(model, loaded())._memory_settings()) == {"encoder", "spec", "history", "pictures"}
+
+
+def test_a_film_on_disk_that_two_encoders_tell_goes_on_with_the_same_bits_and_says_so(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    both = replace(loaded(HistoryConfig(window_frames=1)), beside=loaded(HistoryConfig(3, 6), rate=Rate(2, 2, 1)))
+    whole = film(model, both).make(tmp_path / "whole")
+    header, events = read_trace(whole.trace)
+    wanted = "window of 1 frames, the whole film through a memory encoder 2x2x2, and the newest 6 frames through a memory encoder 2x2x1"
+    assert header["memory"] == wanted
+    assert [event["frames_worth"] for event in events] == [0, 1 + 1 / 4 + 3 / 4, 1 + 3 / 4 + 6 / 4]
+
+    def stop(text: str) -> None:
+        if "chunk 1 of" in text:
+            comfy.model_management.interrupt_current_processing()
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        film(model, both).make(tmp_path / "resumed", stop)
+    assert torch.equal(film(model, both).make(tmp_path / "resumed").latents, whole.latents)
+
+
+def test_of_several_encoders_the_one_that_does_not_fit_is_named(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    both = replace(loaded(), beside=replace(loaded(), beside=loaded(name="coarse", width=256)))
+    refuse(film(model, both), tmp_path / "films", "memory encoder coarse needs a model of width 256")
+    both = replace(loaded(), beside=loaded(name="large", rate=Rate(4, 4, 2)))
+    refuse(film(model, both, width=48, height=48), tmp_path / "films", "memory encoder large of rate 4x4x2 needs")
 
 
 def test_wan_22_5b_remembers_through_an_encoder(
@@ -164,6 +206,9 @@ def test_counts_that_make_no_sense_are_refused(setting: dict[str, int]) -> None:
         HistoryConfig(**setting)
 
 
-def test_it_says_what_it_fits() -> None:
-    spec = EncoderSpec(width=1536, base="Wan 2.1 T2V 1.3B", trained={"steps": 100})
-    assert fits(spec) == "fits Wan 2.1 1.3B\n4x4x2: one token for 32\nmade for Wan 2.1 T2V 1.3B\nsteps: 100"
+def test_it_says_what_it_fits_and_what_tells_the_film_beside_it(loaded: Callable[..., LoadedEncoder]) -> None:
+    alone = loaded(width=1536, base="Wan 2.1 T2V 1.3B", trained={"steps": 100})
+    told = "fits Wan 2.1 1.3B\n2x2x2: one token for 8\nmade for Wan 2.1 T2V 1.3B\nsteps: 100"
+    assert fits(alone) == told
+    fine = loaded(HistoryConfig(longest_frames=20), name="fine", rate=Rate(2, 2, 1))
+    assert fits(replace(alone, beside=fine)) == f"{told}\nbeside it fine 2x2x1: the newest 20 frames"

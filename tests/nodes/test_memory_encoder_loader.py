@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import save_encoder
 from longreel.memory.encoder_spec import EncoderSpec
+from longreel.memory.packed_encoder import PREFIX, PackedEncoder, PackedSpec
 from longreel.memory.trace import read_trace
 from longreel.memory.training.initialise import initialise_encoder
 
@@ -77,6 +78,51 @@ def test_a_workflow_with_an_encoder_makes_a_film_and_says_what_it_read(runner: R
     assert [event["read_frames"] for event in events] == [[], [2]]
     assert events[1]["frames_worth"] == round(1 + 1 / 16, 3)
     assert "fits the tiny model that comes with LongReel" in str(rendered.outputs)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_smaller_frames_need_no_file_and_an_ordinary_model(runner: Runner, files: Path, causal: bool) -> None:
+    from longreel.nodes.headless.runner import RenderError
+
+    choice = "none: smaller frames (2x2x2)"
+    assert choice in runner.object_info()["LongReelMemoryEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    workflow = film(choice, window=0)
+    workflow["tiny"]["inputs"]["causal"] = causal
+    workflow["film"]["inputs"]["project"] = "smaller"
+    if causal:
+        with pytest.raises(RenderError, match="needs an ordinary Wan text-to-video or HunyuanVideo"):
+            runner.run(workflow)
+        return
+    rendered = runner.run(workflow)
+    _, events = read_trace(Path(folder_paths.get_output_directory()) / "longreel" / "smaller" / "trace.jsonl")
+    assert [event["frames_worth"] for event in events] == [0, 0.25]
+    assert "fits any Wan or HunyuanVideo, untrained" in str(rendered.outputs)
+
+
+def test_embeddings_of_framepack_are_an_encoder(runner: Runner, files: Path) -> None:
+    module = PackedEncoder(PackedSpec(SPEC.width))
+    packed = {f"{PREFIX}{name}": tensor for name, tensor in module.state_dict().items()}
+    save_file(packed, files.with_name("framepack.safetensors"))
+    folder_paths.filename_list_cache.clear()
+    workflow = film("framepack.safetensors", window=0)
+    workflow["film"]["inputs"]["project"] = "packed"
+    rendered = runner.run(workflow)
+    _, events = read_trace(Path(folder_paths.get_output_directory()) / "longreel" / "packed" / "trace.jsonl")
+    assert [event["frames_worth"] for event in events] == [0, 1 + 1 / 4]
+    assert "2 before it as 2x2x2" in str(rendered.outputs)
+
+
+def test_a_second_loader_tells_the_film_beside_the_first(runner: Runner, files: Path) -> None:
+    both = film(beside=["other", 0])
+    other = {"encoder": "tiny.safetensors", "dtype": "fp32", "window": 5, "history": 3}
+    both["other"] = {"class_type": "LongReelMemoryEncoderLoader", "inputs": other}
+    both["film"]["inputs"]["project"] = "encoded twice"
+    rendered = runner.run(both)
+    folder = Path(folder_paths.get_output_directory()) / "longreel" / "encoded twice"
+    header, events = read_trace(folder / "trace.jsonl")
+    assert header["window_frames"] == 1
+    assert events[1]["frames_worth"] == round(1 + 2 / 16, 3)
+    assert "beside it tiny 4x4x2: the newest 3 frames" in str(rendered.outputs)
 
 
 @pytest.mark.parametrize("case", ["pickle", "other kind"])

@@ -10,11 +10,12 @@ import torch
 from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
 from torch import Tensor
 
-from longreel.memory.encoded_history import History, Stretch
+from longreel.memory.encoded_history import History, Level, Stretch
 from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
 from longreel.nodes.host.build import TinyWanSpec, host_modules
-from longreel.nodes.host.wan_history import check_no_other_tokens, with_history
+from longreel.nodes.host.history_family import check_alone
+from longreel.nodes.host.wan_history import OTHER_TOKENS, with_history
 
 SPEC = TinyWanSpec(width=256, layers=3, ffn=512, seed=3)
 FRAMES, OLDER, HEIGHT, WIDTH = 3, 2, 12, 16
@@ -85,6 +86,21 @@ def test_only_the_distance_in_time_counts(scene: Scene) -> None:
     assert relative_error(moved, near) < FORWARD_ERROR
     elsewhere = scene.run(same(500.0), with_history(scene.network, shifted, {}))
     assert relative_error(elsewhere, near) > NOT_ROUNDING
+
+
+def test_a_token_at_several_places_is_turned_by_the_mean_of_their_rotations(scene: Scene) -> None:
+    """At the same place twice it is as at one; at two places it is as at neither."""
+    history = scene.history(Modulation.TARGET)
+    there, elsewhere = history.positions, history.positions + torch.tensor([0.0, 2.0, 0.0])
+    one, other = (
+        scene.run(same(500.0), with_history(scene.network, history._replace(positions=positions), {}))
+        for positions in (there, elsewhere)
+    )
+    twice = history._replace(positions=torch.stack([there, there]))
+    assert torch.equal(scene.run(same(500.0), with_history(scene.network, twice, {})), one)
+    both = history._replace(positions=torch.stack([there, elsewhere]))
+    made = scene.run(same(500.0), with_history(scene.network, both, {}))
+    assert min(relative_error(made, one), relative_error(made, other)) > NOT_ROUNDING
 
 
 def test_frames_being_made_need_not_be_neighbours(scene: Scene) -> None:
@@ -163,6 +179,36 @@ def test_every_film_of_a_batch_reads_prompts_of_its_own(scene: Scene, count: int
         assert relative_error(shared[row : row + 1], alone[0]) < FORWARD_ERROR
 
 
+def test_stretches_of_tokens_are_told_levels_of_their_own(scene: Scene) -> None:
+    """The host itself gives every frame a level; here the older one is told that of the frames being made."""
+    levels = torch.tensor([[500.0] * (FRAMES + 1) + [0.0]])
+    native = scene.run(levels, {}, time_dim_concat=scene.older)
+    history = scene.history(Modulation.CLEAN)
+    both = (Level(TOKENS, Modulation.TARGET), Level(TOKENS, Modulation.CLEAN))
+    joined = scene.run(same(500.0), with_history(scene.network, history._replace(modulation=both), {}))
+    assert relative_error(joined, native) < FORWARD_ERROR
+    odd = (Level(7, Modulation.CLEAN), Level(2 * TOKENS - 7, Modulation.CLEAN))
+    one = scene.run(same(500.0), with_history(scene.network, history, {}))
+    again = scene.run(same(500.0), with_history(scene.network, history._replace(modulation=odd), {}))
+    assert relative_error(again, one) < FORWARD_ERROR
+
+
+def test_a_stretch_without_a_prompt_reads_that_of_the_frames_being_made(scene: Scene) -> None:
+    """In every film of a batch, between stretches that have their own."""
+    history = scene.history(Modulation.CLEAN)
+    text = scene.text[0]
+    films = [
+        (Stretch(7, words(4, 1)), Stretch(TOKENS, prompt), Stretch(TOKENS - 7, words(3, 2))) for prompt in (None, text)
+    ]
+    made = [
+        scene.run(same(500.0), with_history(scene.network, history._replace(prompts=(film,)), {})) for film in films
+    ]
+    assert relative_error(made[0], made[1]) < FORWARD_ERROR
+    pair = Scene(scene.network, scene.x.expand(2, -1, -1, -1, -1), scene.older, scene.text.expand(2, -1, -1))
+    both = pair.run(same(500.0, batch=2), with_history(scene.network, history._replace(prompts=tuple(films)), {}))
+    assert all(relative_error(both[row : row + 1], made[0]) < FORWARD_ERROR for row in range(2))
+
+
 @pytest.mark.parametrize("modulation", Modulation)
 @pytest.mark.parametrize("prompts", [False, True])
 def test_a_token_that_counts_twice_is_read_as_two_of_it_are(
@@ -226,6 +272,6 @@ def test_tokens_of_an_encoder_change_what_is_made(scene: Scene) -> None:
     ],
 )
 def test_other_tokens_at_the_same_time_are_refused(key: str, named: str) -> None:
-    check_no_other_tokens({key: None})
+    check_alone({key: None}, OTHER_TOKENS)
     with pytest.raises(ValueError, match=f"combined with {named}.*disconnect the memory encoder"):
-        check_no_other_tokens({key: torch.zeros(1)})
+        check_alone({key: torch.zeros(1)}, OTHER_TOKENS)

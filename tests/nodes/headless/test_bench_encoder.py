@@ -15,22 +15,16 @@ from numerics import NOT_ROUNDING, RECALLED, ROLLOUT_ERROR, relative_error
 from training_side import TrainingNoise, training_network
 
 from longreel.memory.chunks import plan_chunks
-from longreel.memory.encoder import MemoryEncoder
+from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_file import save_encoder
 from longreel.memory.training.clips import FilmClips
-from longreel.memory.training.encoder_training import (
-    EncoderStage,
-    EncoderTraining,
-    clean_batch,
-    predict_beside_history,
-    read_history,
-    tiny_encoder_spec,
-)
+from longreel.memory.training.encoder_settings import EncoderStage, EncoderTraining, tiny_encoder_spec
+from longreel.memory.training.encoder_training import clean_batch, predict_beside_history, read_history
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.training.lora import add_lora, save_lora
 from longreel.memory.training.recall import recall_film, sampling_levels
-from longreel.memory.training.recall_policies import ENCODERS, REFERENCE, WHOLE, Cell, RecallBench
+from longreel.memory.training.recall_policies import ENCODERS, REFERENCE, UNTRAINED, WHOLE, Cell, RecallBench
 from longreel.memory.training.recall_samples import Samples
 from longreel.memory.training.words import embed_text
 from longreel.nodes.headless import recall_command
@@ -65,7 +59,7 @@ def adapted(folder: Path) -> tuple[Any, MemoryEncoder]:
     )
     generator = torch.Generator().manual_seed(1)
     initialise_encoder(encoder, generator)
-    assert encoder.high is not None
+    assert isinstance(encoder.high, HighResolutionBranch)
     with torch.no_grad():
         encoder.high.project.weight.normal_(generator=generator)
         for parameter in add_lora(peft, network, TRAINING.lora_rank, seed=1):
@@ -113,7 +107,20 @@ def test_encoders_are_rows_beside_the_causal_model(
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     read = {row["policy"]: row["keys_read_fraction"] for row in found["rows"]}
     # 12 frames of history are 6 frames of tokens, each a quarter of the model's own; the window has 9.
-    assert read == {REFERENCE: 1, "window": 0.5, WHOLE[0]: 1, WHOLE[1]: 1, "mine": 1.5 / 12, "mine + window": 10.5 / 12}
+    mine = {"mine": 1.5 / 12, "mine + window": 10.5 / 12, "mine, read once": 1.5 / 12}
+    # A frame has 6 x 8 tokens, so 4 x 4 of them are joined twice in it.
+    smaller = {
+        "4x4x2": 2 / 48 / 2,
+        "2x2x2": 1 / 8,
+        "2x2x1": 1 / 4,
+        "2x2x4": 1 / 16,
+        "2x2x8": 1 / 4 / 12,
+        "4x4x4": 2 / 48 / 4,
+    }
+    untrained = {f"smaller frames {rate}": fraction for rate, fraction in smaller.items()}
+    assert set(untrained) == set(UNTRAINED)
+    wanted = {REFERENCE: 1, "window": 0.5, WHOLE[0]: 1, WHOLE[1]: 1, **untrained, **mine}
+    assert read == {name: pytest.approx(fraction) for name, fraction in wanted.items()}
     cost = found["encoders"]["mine"]
     assert cost["tokens_per_second"] == 4 / 2 * 12
     assert cost["bytes"] > 0

@@ -1,0 +1,188 @@
+"""History that is read once: films are those in which history looks at itself alone, and later steps are short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfy.hooks import HookGroup
+from comfy.model_patcher import ModelPatcher
+from encoders import SPEC, encoders_in
+from film import film_on_disk, planned, prompt
+from hunyuan_film import words
+from numerics import NOT_ROUNDING, ROLLOUT_ERROR, relative_error
+from torch import Tensor
+
+from longreel.memory.encoded_history import HistoryConfig
+from longreel.memory.encoder_spec import Modulation, Rate
+from longreel.nodes.film import Film
+from longreel.nodes.host.build import build_tiny_wan, host_modules
+from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, build_tiny_hunyuan
+from longreel.nodes.host.encoder_check import check_encoder
+from longreel.nodes.host.encoder_model import LoadedEncoder
+
+OWN = 3 * 4 * 8 // 4  # tokens of the frames being made
+FRAME = OWN // 3
+LIVELY = 6.0
+OVERRIDE = "optimized_attention_override"
+
+
+@pytest.fixture(scope="module")
+def model(host: object) -> ModelPatcher:
+    """A fresh network passes on what it was given; in this one the layers have their say, so that what history sees matters."""
+    weights = host_modules().new_wan(SPEC).state_dict()
+    return build_tiny_wan(weights={key: LIVELY * weight if "mod" in key else weight for key, weight in weights.items()})
+
+
+@pytest.fixture
+def once(tmp_path: Path) -> Callable[..., LoadedEncoder]:
+    load = encoders_in(tmp_path)
+
+    def read_once(config: HistoryConfig | None = None, **changes: Any) -> LoadedEncoder:
+        loaded = load(config or HistoryConfig(1), **{"own_prompts": True, **changes})
+        return replace(loaded, read_once=True)
+
+    return read_once
+
+
+def film(model: ModelPatcher, encoder: LoadedEncoder, count: int = 7, **changes: Any) -> Film:
+    """Three shots of a chunk each, two steps a chunk; the second shot's prompt has `count` words."""
+    prompts = (prompt(0), prompt(1, count), prompt(2, 4))
+    board = planned("[0.75s] a beach\n[0.75s] a town\n[0.75s] a forest", prompts=prompts)
+    levels = torch.tensor([1.0, 0.8333, 0.0])
+    return film_on_disk(model, board, **{"encoder": encoder, "sigmas": levels, **changes})
+
+
+def blind(model: ModelPatcher) -> ModelPatcher:
+    """A model whose history does not look at the frames being made."""
+
+    def masked(
+        attention: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, mask: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        if k.shape[1] == q.shape[1] > OWN:
+            hidden = torch.zeros(1, 1, q.shape[1], k.shape[1])
+            hidden[..., OWN:, :OWN] = -torch.inf
+            mask = hidden if mask is None else mask + hidden
+        made: Tensor = attention(q, k, v, *args, mask=mask, **rest)
+        return made
+
+    clone = model.clone()
+    clone.model_options["transformer_options"][OVERRIDE] = masked
+    return clone
+
+
+@pytest.mark.parametrize(("cfg", "proportional", "count"), [(1.0, True, 7), (5.0, False, 7), (5.0, True, OWN)])
+def test_a_film_that_reads_history_once_is_one_whose_history_is_blind(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path, cfg: float, proportional: bool, count: int
+) -> None:
+    """With two encoders, guidance, and a prompt that is as long as the picture."""
+    both = replace(once(proportional=proportional), beside=once(HistoryConfig(0, 3), rate=Rate(2, 2, 1)))
+    kept, anew = (film(model, each, count, cfg=cfg) for each in (both, replace(both, read_once=False)))
+    made = kept.make(tmp_path / "kept").latents
+    wanted = replace(anew, model=blind(model)).make(tmp_path / "blind").latents
+    assert relative_error(made, wanted) < ROLLOUT_ERROR
+    seeing = anew.make(tmp_path / "seeing").latents
+    assert torch.equal(made[:, :, :3], seeing[:, :, :3])
+    assert relative_error(seeing, made) > NOT_ROUNDING
+
+
+def test_only_the_first_step_of_a_chunk_is_as_long_as_history(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    lengths: list[int] = []
+
+    def watch(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        lengths.append(args["img"].shape[1])
+        made: dict[str, Any] = extra["original_block"](args)
+        return made
+
+    watched = model.clone()
+    watched.set_model_patch_replace(watch, "dit", "double_block", 1)
+    film(watched, once()).make(tmp_path)
+    assert lengths == [OWN, OWN, OWN + FRAME + FRAME // 4, OWN, OWN + FRAME + 3 * FRAME // 4, OWN]
+
+
+def test_an_attention_override_of_another_pack_is_still_asked_and_a_stopped_film_goes_on_with_the_same_bits(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    seen: set[tuple[int, int]] = set()
+
+    def watch(attention: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **settings: Any) -> Tensor:
+        seen.add((q.shape[1], k.shape[1]))
+        made: Tensor = attention(q, k, v, *args, **settings)
+        return made
+
+    watched = model.clone()
+    watched.model_options["transformer_options"][OVERRIDE] = watch
+    whole = film(model, once()).make(tmp_path / "whole").latents
+    stopped: list[str] = []
+
+    def stop(text: str) -> None:
+        stopped.append(text)
+        if "chunk 2 of" in text:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        film(watched, once()).make(tmp_path / "resumed", stop)
+    assert torch.equal(film(watched, once()).make(tmp_path / "resumed").latents, whole)
+    history = FRAME + FRAME // 4
+    assert {(OWN, OWN), (OWN, OWN + history), (history, history)} <= seen
+
+
+def test_it_is_another_setting_and_takes_more_of_the_card(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    kept, anew = (film(model, each) for each in (once(), replace(once(), read_once=False)))
+    assert kept._settings() != anew._settings()
+    assert "read_once" not in anew._memory_settings()
+    small, large = (read_peak(each, tmp_path / name) for each, name in ((anew, "anew"), (kept, "kept")))
+    assert large == small * (1 + SPEC.layers)
+
+
+def read_peak(film: Film, root: Path) -> int:
+    from longreel.memory.trace import read_trace
+
+    header, _ = read_trace(film.make(root).trace)
+    peak = header["peak_kv_bytes"]
+    assert isinstance(peak, int)
+    return peak
+
+
+@pytest.mark.parametrize("changes", [{"own_prompts": False}, {"modulation": Modulation.TARGET}])
+def test_tokens_that_change_from_step_to_step_are_refused(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    wrong = replace(once(), beside=once(name="changing", **changes))
+    with pytest.raises(ValueError, match=r"encoder changing has to be read anew in every step.*Switch 'read_once'"):
+        film(model, wrong).make(tmp_path / "films")
+
+
+def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder]
+) -> None:
+    """A film of ten million frames, of which nothing is made."""
+    long, size = 10_000_000, (60, 104)
+    small = replace(once(HistoryConfig(1, 80)), read_once=False)
+    check_encoder(model, small, long, size, has_vae=False)
+    with pytest.raises(ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'"):
+        check_encoder(model, once(), long, size, has_vae=False)
+
+
+def test_a_lora_on_a_prompt_is_refused(model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path) -> None:
+    plain = film(model, once()).storyboard
+    hooked = [[plain.negative[0][0], {"hooks": HookGroup()}]]
+    wrong = replace(film(model, once()), storyboard=replace(plain, negative=hooked))
+    with pytest.raises(ValueError, match=r"LoRA on a prompt.*put the LoRA on the model"):
+        wrong.make(tmp_path / "films")
+
+
+def test_hunyuanvideo_reads_in_every_step(once: Callable[..., LoadedEncoder], tmp_path: Path) -> None:
+    hunyuan = build_tiny_hunyuan(TinyHunyuanSpec(width=128, double_layers=1, single_layers=1))
+    board = planned("[0.75s] a beach", prompts=(words(0),))
+    wrong = film_on_disk(hunyuan, replace(board, negative=words(99, 3)), encoder=once())
+    with pytest.raises(ValueError, match=r"HunyuanVideo text-to-video reads history anew.*Switch 'read_once'"):
+        wrong.make(tmp_path / "films")
