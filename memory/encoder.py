@@ -30,7 +30,8 @@ class MemoryEncoder(nn.Module):
     def __init__(self, spec: EncoderSpec, operations: Any = nn, **factory: Any) -> None:
         super().__init__()
         self.spec = spec
-        self.high = HighResolutionBranch(spec, operations, **factory) if spec.high else None
+        branch = HighResolutionBranch if spec.stages else LargePatchifier
+        self.high = branch(spec, operations, **factory) if spec.high else None
 
     def forward(self, latents: Tensor, embed: Embed, low: Tensor | None = None) -> Tensor:
         """Tokens, frame by frame, row by row. `low` are the latents of the smaller video, where the spec asks for them.
@@ -98,6 +99,23 @@ class HighResolutionBranch(nn.Module):
             x = layer(x)
         tokens: Tensor = self.project(self.norm(x))
         return tokens.view(batch, frames, rows, columns, -1).permute(0, 4, 1, 2, 3)
+
+
+class LargePatchifier(nn.Module):
+    """The model's own way to embed patches with a larger one, as FramePack has it: one convolution over all that a token stands for.
+
+    It begins as the low-resolution branch where training tiles the model's embedding over it.
+    """
+
+    def __init__(self, spec: EncoderSpec, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        cell = (spec.rate.frames, PATCH * spec.rate.rows, PATCH * spec.rate.columns)
+        self.patch = operations.Conv3d(spec.channels, spec.width, cell, stride=cell, **factory)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """`[B, C, T, H, W]` to `[B, width, t, h, w]`."""
+        tokens: Tensor = self.patch(latents.to(self.patch.weight.dtype))
+        return tokens
 
 
 class FrameAttention(nn.Module):

@@ -59,7 +59,8 @@ class Modulation(Enum):
 class EncoderSpec:
     """A memory encoder for a model of this `width`; `stages` are the widths of the high-resolution branch.
 
-    `high` off leaves the low-resolution branch alone, which has no weights of its own and may be for `ANY` model. `own_prompts` lets every token read the
+    Without stages that branch is one large patchifier: a single convolution from latents to the model's width. `high` off leaves the
+    low-resolution branch alone, which has no weights of its own and may be for `ANY` model. `own_prompts` lets every token read the
     prompt of its own shot, where the paper has all of them read that of the frames being made; `proportional` lets it count in
     attention as the tokens that it stands for do, where the paper counts it as one. `base` is the model that it was
     trained with and `trained` what is worth knowing of that training; both are told to the user and change nothing.
@@ -84,17 +85,18 @@ class EncoderSpec:
         if not self.fits_any:
             _within("width", self.width, LARGEST_WIDTH)
             _within("number of channels", self.channels, LARGEST_STAGE)
-        if not self.stages or len(self.stages) > MOST_LAYERS:
-            raise ValueError(f"A memory encoder needs 1 to {MOST_LAYERS} stages, got {len(self.stages)}.")
+        if len(self.stages) > MOST_LAYERS:
+            raise ValueError(f"A memory encoder needs 0 to {MOST_LAYERS} stages, got {len(self.stages)}.")
         for stage in self.stages:
             _within("width of a stage", stage, LARGEST_STAGE)
-        _within("number of heads", self.heads, self.stages[-1])
+        last = self.stages[-1] if self.stages else self.width
+        _within("number of heads", self.heads, last)
         if not 0 <= self.attention_layers <= MOST_LAYERS:
             raise ValueError(
                 f"A memory encoder needs 0 to {MOST_LAYERS} attention layers, got {self.attention_layers}."
             )
-        if self.stages[-1] % self.heads:
-            raise ValueError(f"The last stage needs a width that {self.heads} heads can share, got {self.stages[-1]}.")
+        if last % self.heads:
+            raise ValueError(f"The last stage needs a width that {self.heads} heads can share, got {last}.")
         if not self.high and self.low is LowBranch.NONE:
             raise ValueError("A memory encoder needs a branch, got neither the high- nor the low-resolution one.")
 

@@ -68,18 +68,17 @@ class RunSession:
         self,
         memory: KVMemory,
         text_tokens: int = 0,
-        folder: Path | None = None,
-        story: Story | None = None,
         reaches: tuple[Reach, ...] = (),
         gates: Gates | None = None,
     ) -> None:
         """`text_tokens` is the length of the longest prompt whose keys and values are kept for a shot; 0 keeps none.
 
-        `folder` takes the pages that lie beside the card; without one they are in RAM. `story` is what shots ask for,
-        `reaches` how far back each shot may look; a shot without one looks back as far as memory goes. `gates` mix the
+        `reaches` says how far back each shot may look; a shot without one looks back as far as memory goes. `gates` mix the
         branches of a memory that was planned for them.
         """
-        self.memory, self.folder, self.story, self.reaches = memory, folder, story, reaches
+        self.memory, self.reaches = memory, reaches
+        self.story: Story | None = None  # what shots ask for
+        self.folder: Path | None = None  # takes the pages that lie beside the card; without one they are in RAM
         self.gates = gates
         self.text_tokens = text_tokens
         self._text: dict[Hashable, tuple[Tensor, Tensor]] = {}

@@ -11,7 +11,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 
 from ..memory.project import check_project_name, finished_chunks
-from .host.attach import adapter_for, memory_config, plan_memory, plan_moments
+from .host.attach import adapter_for, memory_config, plan_memory, plan_moments, plan_session
 from .host.conditioning import check_conditioning
 from .host.encoder_check import check_encoder
 from .host.page_tier import check_disk, check_page_room
@@ -115,19 +115,18 @@ def _check_memory(film: Film) -> None:
 
 
 def _check_pages(film: Film) -> None:
-    guider = film.guider()
     sampler = film.film_sampler(None, None)
-    memory = plan_memory(guider, sampler)
+    session = plan_session(film.guider(), sampler)
     pinned = len(plan_moments(film.remembering, sampler).pinned)
     pins = f"unpin some of the {pinned} pinned latent frames, " if pinned else ""
     total = comfy.model_management.get_total_memory(film.model.load_device)
-    if memory.peak_bytes > total:
+    if session.peak_bytes > total:
         raise ValueError(
-            f"The memory of this film needs {memory.peak_bytes / 2**30:.1f} GiB, but the device has "
+            f"The memory of this film needs {session.peak_bytes / 2**30:.1f} GiB, but the device has "
             f"{total / 2**30:.1f} GiB. Take the preset 'window + sink' of Sparse KV Memory, turn its window, sink or "
             f"shortlist or the 'bank' of the Prompt-Retrieved Memory Bank down, {pins}or make the picture smaller."
         )
-    check_page_room(memory.host_bytes)
+    check_page_room(session.host_bytes)
 
 
 def check_selections(film: Film, folder: Path, settings: Mapping[str, Any]) -> int:

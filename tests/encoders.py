@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from longreel.memory.encoded_history import HistoryConfig
-from longreel.memory.encoder import MemoryEncoder
+from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_file import save_encoder
 from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
 from longreel.memory.training.initialise import initialise_encoder
@@ -31,7 +31,7 @@ def encoders_in(folder: Path) -> Callable[..., LoadedEncoder]:
         encoder = MemoryEncoder(spec).requires_grad_(False)
         generator = torch.Generator().manual_seed(0)
         initialise_encoder(encoder, generator)
-        if encoder.high is not None:
+        if isinstance(encoder.high, HighResolutionBranch):
             encoder.high.project.weight.normal_(generator=generator)
         path = folder / f"{name}.safetensors"
         save_encoder(path, spec, encoder.state_dict())

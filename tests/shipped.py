@@ -13,6 +13,8 @@ API_FOLDER = ROOT / "workflows" / "api"
 SNAPSHOT = ROOT / "tests" / "data" / "object_info.json"
 TINY = ROOT / "workflows" / "Tiny demo storyboard.json"
 ENCODED = ROOT / "workflows" / "Tiny storyboard with a memory encoder.json"
+ENCODED_WAN = ROOT / "workflows" / "Storyboard with a memory encoder - Wan 2.1 14B.json"
+ENCODED_HUNYUAN = ROOT / "workflows" / "HunyuanVideo storyboard with a memory encoder.json"
 TINY_HUNYUAN = ROOT / "workflows" / "Tiny HunyuanVideo storyboard.json"
 
 WRITE = os.environ.get("LONGREEL_WRITE") == "1"

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .clips import ClipBatch, word_bias
-from .gated_reader import GatedReader
 
 TRAIN_TIMESTEPS = 1000.0
 """The host's flow models take sigma times this as the timestep."""
 Predict = Callable[[nn.Module, Tensor, Tensor, ClipBatch, "ReadingLesson | None"], Tensor]
 """What a family's `predict_flow` is."""
+
+
+class Reader(Protocol):
+    """Reads a chunk in place of a softmax over everything."""
+
+    def read(self, chunk: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Output `[B, H, L, D]` of a chunk's queries over `k` and `v` `[B, H, older + L, D]`, its own tokens last."""
+        ...
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -68,13 +75,13 @@ def causal_attention(
     text_bias: Tensor,
     copies: int = 1,
     lesson: ReadingLesson | None = None,
-    reader: GatedReader | None = None,
+    reader: Reader | None = None,
 ) -> Callable[..., Tensor]:
     """An attention override: a chunk sees itself and the older chunks of its clip's first copy, and its own prompt only.
 
     `chunk_tokens` tokens make a chunk; the batch holds `copies` of every clip, one after another, the first of them the
     history that all read; `text_bias` is `[B * copies * C, 1, 1, W]`, W words a chunk. A `lesson` listens to the others.
-    A `reader` reads in gated branches; without one a softmax goes over everything.
+    A `reader` reads in its own way; without one a softmax goes over everything.
     """
     words = text_bias.shape[-1]
 
@@ -114,7 +121,7 @@ def predict_flow(
     sigmas: Tensor,
     batch: ClipBatch,
     lesson: ReadingLesson | None = None,
-    reader: GatedReader | None = None,
+    reader: Reader | None = None,
 ) -> Tensor:
     """The model's flow (noise minus picture) for `latents` `[B * copies, 16, T, h, w]` at `sigmas` `[B * copies, T]`.
 

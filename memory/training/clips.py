@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .storyworld import BOX_HEIGHT, BOX_WIDTH, HEIGHT, WIDTH, Film, first_rgb_frame, motion, render_film
+from .storyworld import BOX_HEIGHT, BOX_WIDTH, OWN_SIZE, Film, Size, first_rgb_frame, motion, render_film
 from .words import TEXT_WIDTH, embed_text
 
 TILE = 8  # pixels
-ROWS, COLUMNS = HEIGHT // TILE, WIDTH // TILE
+ROWS, COLUMNS = OWN_SIZE.height // TILE, OWN_SIZE.width // TILE
 TILE_NUMBERS = 4 * TILE * TILE * 3
 PROBE_RIDGE = 1e-4
 
@@ -26,7 +26,7 @@ class TileCodec(NamedTuple):
 
 
 def tiles_of(video: Tensor) -> Tensor:
-    """`[F, H, W, 3]` in 0..1 as `[T, 12, 16, 768]` in -1..1; the first frame counts four times."""
+    """`[F, H, W, 3]` in 0..1 as `[T, H / 8, W / 8, 768]` in -1..1; the first frame counts four times."""
     video = torch.cat([video[:1].expand(3, -1, -1, -1), video]) * 2 - 1
     frames, height, width, _ = video.shape
     tiles = video.view(frames // 4, 4, height // TILE, TILE, width // TILE, TILE, 3)
@@ -66,21 +66,23 @@ def _fit(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     return matrix.float(), (y_mean - x_mean @ matrix).float()
 
 
-def encode_film(film: Film, codec: TileCodec) -> Tensor:
-    """The film as normalised latents `[16, T, 12, 16]`."""
-    latents = tiles_of(render_film(film)) @ codec.encode + codec.encode_offset
+def encode_film(film: Film, codec: TileCodec, size: Size = OWN_SIZE) -> Tensor:
+    """The film as normalised latents `[16, T, H / 8, W / 8]`."""
+    latents = tiles_of(render_film(film, size)) @ codec.encode + codec.encode_offset
     return latents.permute(3, 0, 1, 2)
 
 
 def decode_latents(latents: Tensor, codec: TileCodec) -> Tensor:
-    """Normalised latents `[16, T, 12, 16]` as RGB `[4 (T - 1) + 1, 96, 128, 3]` by the matrix, not by the VAE."""
+    """Normalised latents `[16, T, h, w]` as RGB `[4 (T - 1) + 1, 8 h, 8 w, 3]` by the matrix, not by the VAE."""
     return video_of(latents.permute(1, 2, 3, 0) @ codec.decode + codec.decode_offset)
 
 
-def character_mask(film: Film) -> Tensor:
-    """1 where the character's box touches a latent tile, `[T, 12, 16]`."""
-    mask = torch.zeros(film.frames, ROWS, COLUMNS)
-    y, x = torch.arange(ROWS) * TILE + TILE / 2, torch.arange(COLUMNS) * TILE + TILE / 2
+def character_mask(film: Film, size: Size = OWN_SIZE) -> Tensor:
+    """1 where the middle of a latent tile lies in the character's box, `[T, H / 8, W / 8]`."""
+    rows, columns = size.height // TILE, size.width // TILE
+    mask = torch.zeros(film.frames, rows, columns)
+    y = (torch.arange(rows) * TILE + TILE / 2) / size.scale
+    x = (torch.arange(columns) * TILE + TILE / 2) / size.scale + size.left
     for shot in film.shots:
         frames = range(shot.start, shot.start + shot.frames)
         seconds = torch.tensor([(first_rgb_frame(frame) - first_rgb_frame(shot.start)) / 16 for frame in frames])
@@ -105,10 +107,10 @@ class FilmClips(NamedTuple):
         return FilmClips(self.latents[:, :, first:], self.mask[:, first:], self.text, prompts)
 
 
-def film_clips(films: list[Film], codec: TileCodec) -> FilmClips:
+def film_clips(films: list[Film], codec: TileCodec, size: Size = OWN_SIZE) -> FilmClips:
     """Films of equal length, whose last prompts have equally many words."""
-    latents = torch.stack([encode_film(film, codec) for film in films])
-    mask = torch.stack([character_mask(film) for film in films])
+    latents = torch.stack([encode_film(film, codec, size) for film in films])
+    mask = torch.stack([character_mask(film, size) for film in films])
     prompts = [[words for shot in film.shots for words in [embed_text(shot.prompt)[0]] * shot.frames] for film in films]
     return FilmClips(latents, mask, torch.stack([film[-1] for film in prompts]), prompts)
 

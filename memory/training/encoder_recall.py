@@ -11,7 +11,8 @@ from torch import Tensor
 from ..encoded_history import History
 from ..encoder import MemoryEncoder
 from .clips import TileCodec, decode_latents, film_clips
-from .encoder_training import EncoderTraining, clean_batch, draw_frames, read_history
+from .encoder_settings import EncoderTraining
+from .encoder_training import clean_batch, draw_frames, read_history
 from .recall import recall_film, swapped_name
 from .recall_scores import Truth, last_truth
 from .run_folder import generator_for
@@ -56,14 +57,14 @@ def measure_encoder_recall(
     found = returning_films(config, films)
     swaps = [swapped_name(film) for film in found]
     truths, others = ([last_truth(film) for film in list_] for list_ in (found, swaps))
-    batch = clean_batch(config, film_clips(found, codec), window=0)
-    newest = clean_batch(config, film_clips(found, codec), window=WINDOW)
+    device, clips = network.patch_embedding.weight.device, film_clips(found, codec)
+    batch, newest = (clean_batch(config, clips, window).to(device) for window in (0, WINDOW))
     beside = newest._replace(history=newest.history[:, :, :0])
-    swapped_text = torch.cat([embed_text(film.shots[-1].prompt) for film in swaps])
-    noise = torch.randn(batch.target.shape, generator=generator_for(config.seed, "recall noise", 0))
+    swapped_text = torch.cat([embed_text(film.shots[-1].prompt) for film in swaps]).to(device)
+    noise = torch.randn(batch.target.shape, generator=generator_for(config.seed, "recall noise", 0)).to(device)
 
     def drawn(history: History | None, text: Tensor, judges: list[Truth]) -> list[Any]:
-        made = draw_frames(modules, network, history, noise, text)
+        made = draw_frames(modules, network, history, noise, text).cpu()
         return [
             judge.score(decode_latents(film, codec)[-JUDGED_PICTURES:])
             for judge, film in zip(judges, made, strict=True)

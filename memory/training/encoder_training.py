@@ -11,8 +11,6 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import Enum
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,87 +20,26 @@ from torch import Tensor, nn
 
 from ..encoded_history import History, stretches, token_counts
 from ..encoder import MemoryEncoder, token_positions
-from ..encoder_spec import PATCH, EncoderSpec, LowBranch, Modulation, Rate
+from ..encoder_spec import PATCH
 from .causal import TRAIN_TIMESTEPS
 from .clips import FilmClips, TileCodec, film_clips
+from .encoder_settings import EncoderStage, EncoderTraining
 from .lora import add_lora, load_lora_state, lora_state
+from .processes import ALONE, Processes
 from .recall import sampling_levels
 from .run_folder import RunFolder, generator_for
-from .storyworld import Film, FilmSettings, random_film
+from .storyworld import Film, FilmSettings, Size, random_film
 from .tiny_vae import FIRST_TEST_SEED
+from .video_films import VideoFilms
 from .words import embed_text, split_words
 
 FIRST_CHUNKS, SHORTER = 0.05, 0.25
 """Shares of the steps of stage II that begin a film, and that have none or a part of the past: so do the chunks of a film."""
-FINETUNE_SHIFT = 8.0
-"""Only frames of much noise need history; a returning character is decided there."""
 SAMPLING_STEPS = 8
+TEST_SEEDS = 1_000_000
+"""How many films there are that no training sees, from FIRST_TEST_SEED on."""
 FAINTEST = 0.2
 """Frames that are not kept are noised at least this much, as in the paper."""
-
-
-class EncoderStage(Enum):
-    """Stage I and stage II."""
-
-    PRETRAIN = "pretrain"
-    FINETUNE = "finetune"
-
-
-class Branches(Enum):
-    """Which branches an encoder has; the low-resolution one looks at smaller latents and has no weights."""
-
-    BOTH = "both"
-    HIGH = "high"
-    LOW = "low"
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderTraining:
-    """How an encoder is trained: films of `history_frames`, `clips` of them a step.
-
-    Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
-    frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
-    times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
-    they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what training starts from.
-    """
-
-    stage: str = EncoderStage.PRETRAIN.value
-    steps: int = 1500
-    rate: str = "2x2x2"
-    branches: str = Branches.BOTH.value
-    modulation: str = Modulation.CLEAN.value
-    own_prompts: bool = True
-    proportional: bool = True
-    widths: tuple[int, ...] = (32, 64, 128, 256)
-    history_frames: int = 24
-    kept_frames: int = 4
-    segment_frames: int = 3
-    windows: tuple[int, ...] = (0, 1, 3)
-    clips: int = 6
-    lora_rank: int = 32
-    learning_rate: float = 1e-3
-    warm_up: int = 50
-    cool_down: int = 300
-    shift: float = 5.0
-    character_weight: float = 4.0
-    seed: int = 0
-    save_every: int = 50
-    start: str = "seeded"
-
-    def __post_init__(self) -> None:
-        _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
-        rate = Rate.parse(self.rate)
-        if min(self.steps, self.clips, self.lora_rank, self.save_every, self.warm_up, self.segment_frames) < 1:
-            raise ValueError(
-                f"Training an encoder needs steps, clips, lora_rank, save_every, warm_up and segment_frames of at least 1, "
-                f"got {self.steps}, {self.clips}, {self.lora_rank}, {self.save_every}, {self.warm_up} and "
-                f"{self.segment_frames}. Raise the one that is too small."
-            )
-        if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:
-            raise ValueError(
-                f"Training a {rate} encoder needs films of at least {rate.frames} frames, of which 1 or more are kept, got "
-                f"{self.history_frames} and {self.kept_frames}. Make the films longer."
-            )
 
 
 class EncoderBatch(NamedTuple):
@@ -116,49 +53,10 @@ class EncoderBatch(NamedTuple):
     window: Tensor  # [B, 16, n, h, w], the newest frames, whole
     prompts: list[list[Tensor]]  # B lists of T: what each frame of the film was made under, [W, 4096]
 
-
-def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
-    """The encoder that this training makes."""
-    branches = Branches(config.branches)
-    return EncoderSpec(
-        width=width,
-        rate=Rate.parse(config.rate),
-        stages=config.widths,
-        heads=4,
-        high=branches is not Branches.LOW,
-        low=LowBranch.NONE if branches is Branches.HIGH else LowBranch.LATENTS,
-        modulation=Modulation(config.modulation),
-        own_prompts=config.own_prompts,
-        proportional=config.proportional,
-        base="the tiny model that comes with LongReel",
-    )
-
-
-def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
-    """The settings of stage II for an encoder that stage I made."""
-    branches = Branches.LOW if not spec.high else Branches.HIGH if spec.low is LowBranch.NONE else Branches.BOTH
-    return EncoderTraining(
-        stage=EncoderStage.FINETUNE.value,
-        shift=FINETUNE_SHIFT,
-        rate=str(spec.rate),
-        widths=spec.stages,
-        branches=branches.value,
-        modulation=spec.modulation.value,
-        own_prompts=spec.own_prompts,
-        proportional=spec.proportional,
-        **settings,
-    )
-
-
-def trained_spec(spec: EncoderSpec, config: EncoderTraining) -> EncoderSpec:
-    """The spec with what is worth knowing of this training added."""
-    facts: dict[str, str | int | float] = {
-        f"{config.stage} steps": config.steps,
-        f"{config.stage} frames": config.history_frames,
-        f"{config.stage} seed": config.seed,
-        "films": "Storyworld cartoons, 128x96",
-    }
-    return replace(spec, trained={**spec.trained, **facts})
+    def to(self, device: torch.device) -> EncoderBatch:
+        """The same on a device; times and prompts stay, and follow where they are used."""
+        moved = {name: getattr(self, name).to(device) for name in ("history", "target", "mask", "text", "window")}
+        return self._replace(**moved)
 
 
 def noise_levels(shape: tuple[int, ...], shift: float, generator: torch.Generator, lowest: float = 0.0) -> Tensor:
@@ -176,7 +74,10 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
     frames = 1 if config.stage == EncoderStage.PRETRAIN.value else config.segment_frames
     extra = 0 if config.stage == EncoderStage.PRETRAIN.value else 1
     settings = FilmSettings(
-        chunks=config.history_frames // frames + extra, chunk_frames=frames, longest_shot=4 // frames + 1
+        chunks=config.history_frames // frames + extra,
+        chunk_frames=frames,
+        longest_shot=(config.longest_shot - 1) // frames + 1,
+        pace=config.pace,
     )
     films: list[Film] = []
     while len(films) < config.clips:
@@ -185,6 +86,16 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
         if returns and (not films or _words(film) == _words(films[0])):
             films.append(film)
     return films
+
+
+def films_of(
+    config: EncoderTraining, codec: TileCodec, videos: VideoFilms | None, number: int, unseen: bool = False
+) -> FilmClips:
+    """The films of a step, drawn, or out of `videos`; `unseen` are those that no training sees."""
+    if videos is not None:
+        return videos.clips(config.clips, config.seed, number, unseen)
+    seeds = (FIRST_TEST_SEED, TEST_SEEDS) if unseen else (0, FIRST_TEST_SEED)
+    return film_clips(encoder_films(config, number, *seeds), codec, Size.parse(config.size))
 
 
 def _words(film: Film) -> int:
@@ -268,7 +179,7 @@ def draw_frames(modules: Any, network: Any, history: History | None, noise: Tens
     """Frames `[B, 16, t, h, w]` that the model makes of this noise beside a history, in a few Euler steps."""
     x = noise
     for level, lower in pairwise(sampling_levels(SAMPLING_STEPS)):
-        levels = torch.full((len(x),), level)
+        levels = torch.full((len(x),), level, device=x.device)
         x = x + (lower - level) * predict_beside_history(modules, network, history, x, levels, text)
     return x
 
@@ -279,7 +190,8 @@ def encoder_loss(
     """Mean squared error of the flow on the frames to make; tiles with a character count `character_weight` times."""
     generator = generator_for(config.seed, "encoder noise", step)
     levels = noise_levels((len(batch.target),), config.shift, generator)
-    noise = torch.randn(batch.target.shape, generator=generator)
+    noise = torch.randn(batch.target.shape, generator=generator).to(batch.target)
+    levels = levels.to(batch.target)
     level = levels[:, None, None, None, None]
     x = batch.target * (1 - level) + noise * level
     history = read_history(network, encoder, batch)
@@ -303,15 +215,19 @@ def train_encoder(
     out: Path,
     tell: Callable[[dict[str, float]], None] = lambda row: None,
     lora: dict[str, Tensor] | None = None,
+    videos: VideoFilms | None = None,
+    processes: Processes = ALONE,
 ) -> None:
     """Train `encoder` and a new LoRA on `network` in place, or continue the run in `out`.
 
     `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log,
-    `lora` are adapters to begin with in place of new ones. The same settings
+    `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
     give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or the run in
     `out` has other settings; the last checkpoint stays whole.
     """
-    run = RunFolder(out, config)
+    run = RunFolder(out, config, processes.leads)
+    network.to(processes.device)
+    encoder.to(processes.device)
     parameters = [*encoder.requires_grad_().parameters(), *add_lora(peft, network, config.lora_rank, config.seed)]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     if lora is not None:
@@ -326,11 +242,14 @@ def train_encoder(
     clock = time.monotonic()
     with modules.training():
         for step in range(first, config.steps):
-            batch = encoder_batch(config, film_clips(encoder_films(config, step), codec), step)
-            loss = encoder_loss(modules, network, encoder, batch, config, step)
+            number = processes.batch_number(step)
+            batch = encoder_batch(config, films_of(config, codec, videos, number), number).to(processes.device)
+            loss = encoder_loss(modules, network, encoder, batch, config, number)
             optimiser.param_groups[0]["lr"] = config.learning_rate * _rate_factor(config, step)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            processes.average_gradients(parameters)
+            loss = processes.average(loss.detach())
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             row = {"step": step + 1, "loss": loss.item(), "norm": norm.item(), "seconds": time.monotonic() - clock}
             if not math.isfinite(row["loss"]):

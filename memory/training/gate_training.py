@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,19 @@ from ..gates import GateForm, Gates, fresh_gates
 from ..presets import GATED_PRESETS, PRESETS
 from .causal import predict_flow
 from .clips import COLUMNS, ROWS, TileCodec, clip_batch
+from .gate_fit import MixtureRecorder, fit_gates
 from .gated_reader import GatedReader
 from .muon import Muon
 from .recall_policies import WINDOW_CHUNKS
 from .run_folder import RunFolder, generator_for
 from .tiny_training import Stage, TinyTraining, flow_loss, rate_factor, training_films
 
-GATE_STAGES = (Stage(0, 4, 12, (1, 1, 3), 3, 4, 6, 24, 0.0, 0.1, 8.0, 0.0),)
-"""Films like those of the last stretch of the tiny Wan's own training, without its lesson."""
+GATE_STAGES = (
+    Stage(0, 4, 8, (1,), 1, 4, 6, 24, 0.0, 0.1, 8.0, 0.0),
+    Stage(350, 2, 16, (1,), 1, 4, 6, 24, 0.0, 0.1, 8.0, 0.0),
+)
+"""Films like those of the last stretch of the tiny Wan's own training, without its lesson; longer ones in the end, because a branch
+over the means of all pages that only knew short films is lost in long ones."""
 
 TRAINED_WITH_GATES = ".self_attn."
 """Part of the names of the weights that learn to be read in branches."""
@@ -36,27 +41,30 @@ TRAINED_WITH_GATES = ".self_attn."
 class GateTraining:
     """How gates of a `form` (a value of `GateForm`) are trained, averaged over the last steps.
 
-    `rate` is AdamW's for the gates, `vector_rate` for the vectors of the self-attention, `matrix_rate` Muon's for its
+    They begin as `gate_fit` finds them on the films of `fit_batches` steps. `rate` is AdamW's for the gates, `vector_rate` for the vectors of the self-attention, `matrix_rate` Muon's for its
     matrices. Films, noise and loss are those of `TinyTraining`. `start` names the weights that the model has. Raises ValueError
     where a count makes no sense.
     """
 
     form: str
-    steps: int = 200
+    steps: int = 600
     stages: tuple[Stage, ...] = GATE_STAGES
-    rate: float = 1e-2
+    fit_batches: int = 12
+    rate: float = 3e-3
     matrix_rate: float = 1e-3
     vector_rate: float = 1e-3
-    warm_up: int = 10
-    cool_down: int = 60
+    warm_up: int = 20
+    cool_down: int = 200
     noisy_copies: int = 2
-    average_decay: float = 0.95
+    average_decay: float = 0.98
     seed: int = 0
     save_every: int = 10
     start: str = "shipped"
 
     def __post_init__(self) -> None:
         _ = self.films  # has the same rules
+        if self.fit_batches < 1:
+            raise ValueError(f"Gates need at least 1 batch to begin with, got {self.fit_batches}. Raise fit_batches.")
 
     @property
     def films(self) -> TinyTraining:
@@ -112,9 +120,13 @@ def train_gates(
     run = RunFolder(out, config)
     spec = clip_spec(network, modules.time_channels(network.dim // network.num_heads))
     width, form = spec.heads * spec.head_dim, GateForm(config.form)
-    fresh = fresh_gates(form, spec.layers, spec.heads, width, generator_for(config.seed, "gates", 0))
-    gates = fresh.to(torch.device(device))
+    gates = fresh_gates(form, spec.layers, spec.heads, width, generator_for(config.seed, "gates", 0))
     network.to(device).eval().requires_grad_(False)
+    state = run.load()
+    if state is None:
+        with modules.training():
+            gates = fit_gates(gates, recorded(config, gates, network, codec, spec, device))
+    gates = gates.to(torch.device(device))
     attention = {name: part for name, part in network.named_parameters() if TRAINED_WITH_GATES in name}
     parts = [gates.weights, gates.biases, *attention.values()]
     for part in parts:
@@ -122,7 +134,6 @@ def train_gates(
     optimisers = _optimisers(config, parts[:2], list(attention.values()))
     average = [part.detach().clone() for part in parts]
     first = 0
-    state = run.load()
     if state is not None:
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
@@ -168,6 +179,22 @@ def train_gates(
                 run.draw_curve("loss")
     weights, biases, *rest = average
     return Gates(form, weights, biases).named() | dict(zip(attention, rest, strict=True))
+
+
+@torch.no_grad()
+def recorded(
+    config: GateTraining, gates: Gates, network: Any, codec: TileCodec, spec: KVSpec, device: str
+) -> Iterator[MixtureRecorder]:
+    """What gates would have to mix in the films of the first steps, read by the network as it is."""
+    films = config.films
+    for step in range(config.fit_batches):
+        clips, chunk_frames = training_films(films, step)
+        batch = clip_batch(clips, codec, chunk_frames)
+        reader = gated_reader(gates, chunk_frames, spec)
+        recorder = MixtureRecorder(reader, batch, 1 + films.noisy_copies)
+        with reader.listening(network):
+            flow_loss(network, batch, films, step, device, partial(predict_flow, reader=recorder))
+        yield recorder
 
 
 def _optimisers(config: GateTraining, gates: list[Tensor], attention: list[Tensor]) -> list[torch.optim.Optimizer]:

@@ -71,20 +71,28 @@ class GatedReader:
 
     def read(self, chunk: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Output `[B, H, L, D]` of a chunk's queries over `k` and `v` `[B, H, older + L, D]`, its own tokens last."""
-        tokens, own = len(self.frame.order), q.shape[2]
+        layer, x = self.heard(chunk, q.shape[2])
+        values = self.gates.values(layer, x).transpose(1, 2)  # [B, H, L, branches]
+        return self.gates.mix(values, self.branches(chunk, q, k, v))
+
+    def heard(self, chunk: int, tokens: int) -> tuple[int, Tensor]:
+        """Which layer attends, and the hidden state `[B, L, C]` of a chunk of this many tokens there."""
+        return self._layer, self._x[:, chunk * tokens : (chunk + 1) * tokens]
+
+    def branches(self, chunk: int, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """What each branch finds, `[B, H, L, D]`, by its name; arguments are those of `read`."""
+        tokens = len(self.frame.order)
         start = chunk * self.chunk_frames
         choice = select_frames(range(start), start, self.chunk_frames, self.config)
         seen = [*choice.read, *range(start, start + self.chunk_frames)]
         rows = torch.cat([torch.arange(frame * tokens, (frame + 1) * tokens) for frame in seen])
-        branches = {"window": scaled_dot_product_attention(q, k[:, :, rows], v[:, :, rows])}
+        found = {"window": scaled_dot_product_attention(q, k[:, :, rows], v[:, :, rows])}
         if choice.bank:
-            branches["selection"] = self._selected(start, choice.bank, q, k, v)
+            found["selection"] = self._selected(start, choice.bank, q, k, v)
         if "compression" in self.gates.form.branches:
             k_means, v_means = (self._means(x).flatten(2, 3) for x in (k, v))  # [B, H, pages, D]
-            branches["compression"] = scaled_dot_product_attention(q, k_means, v_means)
-        x = self._x[:, chunk * own : (chunk + 1) * own]
-        values = self.gates.values(self._layer, x).transpose(1, 2)  # [B, H, L, branches]
-        return self.gates.mix(values, branches)
+            found["compression"] = scaled_dot_product_attention(q, k_means, v_means)
+        return found
 
     def _means(self, x: Tensor) -> Tensor:
         """Means `[B, H, T, pages, D]` of the pages of all frames of `[B, H, T x tokens, D]`."""

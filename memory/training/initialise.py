@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..encoder import LargePatchifier, MemoryEncoder
+from ..encoder_spec import Rate
+
 TRUNK_GAIN = 0.6
 """Gain of every matrix that does not carry text; with 1.0 the prompt is drowned by the trunk."""
 GATE_GAIN = 0.1
@@ -86,8 +89,14 @@ SILU_GAIN = 1.68
 
 
 @torch.no_grad()
-def initialise_encoder(encoder: nn.Module, generator: torch.Generator) -> None:
-    """Fill a memory encoder in place: its high-resolution branch is silent at first, so it begins as the other one alone."""
+def initialise_encoder(encoder: MemoryEncoder, generator: torch.Generator, embedding: Any = None) -> None:
+    """Fill a memory encoder in place: its high-resolution branch is silent at first, so it begins as the other one alone.
+
+    A large patchifier begins as the same: as the model's patch `embedding` of averaged latents, where that is given.
+    """
+    if isinstance(encoder.high, LargePatchifier) and embedding is not None:
+        _tile(encoder.high, embedding, encoder.spec.rate)
+        return
     for name, parameter in encoder.named_parameters():
         if name.endswith("bias") or name.endswith("project.weight"):
             parameter.zero_()
@@ -96,3 +105,11 @@ def initialise_encoder(encoder: nn.Module, generator: torch.Generator) -> None:
             _normal_(parameter, gain, generator)
         else:
             parameter.fill_(1.0)
+
+
+def _tile(large: LargePatchifier, embedding: Any, rate: Rate) -> None:
+    """Every weight of the model's embedding over all the latents that become one, shared out among them."""
+    spread = embedding.weight.repeat_interleave(rate.frames, 2)
+    spread = spread.repeat_interleave(rate.rows, 3).repeat_interleave(rate.columns, 4)
+    large.patch.weight.copy_(spread / math.prod(rate))
+    large.patch.bias.copy_(embedding.bias)

@@ -21,6 +21,7 @@ WINDOW_CHUNKS = 3
 """Chunks of the window, the one being made included."""
 REFERENCE = "full, absolute"
 """The policy that is always measured and that all others are compared with, film by film."""
+OURS = "LongReel"
 WINDOW_AND_SINK = "window + sink"
 """What most long-video models read; where it is measured, all others are compared with it, too."""
 FEWEST_CHARACTERS = 4
@@ -36,7 +37,8 @@ PINS = "prompt bank, pins"
 RELEASED = f"{MEMFLOW}, as released"
 """A bank that is filled as `released_memflow.py` says."""
 ENCODERS = "encoders"
-COMPARISONS = ("memories", "budgets", "ablations", "banks", ENCODERS)
+BUDGETED = "budgets"
+COMPARISONS = ("memories", BUDGETED, "ablations", "banks", ENCODERS)
 """Memories that `--compare` sets side by side."""
 TRANSITIONS = "transitions"
 """What it sets side by side as well, in a table of its own."""
@@ -69,13 +71,13 @@ def recall_policies(
     full = {f"full, {positions.value}": MemoryConfig(None, 0, positions, trained) for positions in PositionPolicy}
     sink = MemoryConfig(window, chunk_frames, own, trained)
     ours = replace(sink, bank=PRESETS[LONGREEL].bank)
-    if compare == "budgets":
+    if compare == BUDGETED:
         return {
             REFERENCE: full[REFERENCE],
-            **{f"LongReel, {pages} pages": _reading(ours, frames_worth=pages / FRAME.count) for pages in BUDGETS},
+            **{f"{OURS}, {pages} pages": _reading(ours, frames_worth=pages / FRAME.count) for pages in BUDGETS},
         }
     if compare == "ablations":
-        return {REFERENCE: full[REFERENCE], "LongReel": ours, **_ablations(ours)}
+        return {REFERENCE: full[REFERENCE], OURS: ours, **_ablations(ours)}
     if compare == "banks":
         return {REFERENCE: full[REFERENCE], WINDOW_AND_SINK: sink, **_banks(sink, chunk_frames)}
     if compare == ENCODERS:
@@ -84,8 +86,8 @@ def recall_policies(
         "window": replace(sink, sink_frames=0),
         WINDOW_AND_SINK: sink,
         **full,
-        "LongReel": ours,
-        "LongReel, clamped": replace(ours, positions=PositionPolicy.CLAMPED),
+        OURS: ours,
+        f"{OURS}, clamped": replace(ours, positions=PositionPolicy.CLAMPED),
         "OmniMem": replace(sink, sink_frames=0, bank=PRESETS[OMNIMEM].bank),
         "DecMem": replace(sink, sink_frames=0, bank=PRESETS[DECMEM].bank),
         "prompt bank": replace(sink, prompt_bank=PromptBankConfig()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,21 +12,14 @@ from torch.nn import functional
 
 from ..encoded_history import History
 from ..encoder import MemoryEncoder
-from .clips import TileCodec, decode_latents, film_clips
-from .encoder_training import (
-    EncoderBatch,
-    EncoderStage,
-    EncoderTraining,
-    draw_frames,
-    encoder_batch,
-    encoder_films,
-    read_history,
-)
+from .clips import TileCodec, decode_latents
+from .encoder_settings import EncoderStage, EncoderTraining
+from .encoder_training import draw_frames, encoder_batch, films_of, read_history
 from .run_folder import generator_for
-from .tiny_vae import FIRST_TEST_SEED, psnr
+from .storyworld import FRAME_STRIDE
+from .tiny_vae import psnr
+from .video_films import VideoFilms
 
-TEST_SEEDS = 1_000_000
-"""How many films there are that no training sees, from FIRST_TEST_SEED on."""
 _SSIM_RADIUS, _SSIM_SPREAD = 5, 1.5  # pixels
 _SSIM_FLOORS = (0.01**2, 0.03**2)  # for pictures of 0 to 1
 
@@ -40,7 +35,7 @@ class Quality(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """How near random frames come to their true ones, both decoded by the codec; means over batches.
+    """How near random frames come to their true ones, both decoded by the codec; of one film, or means over films.
 
     `marked` films are encoded as in training, where frames that are not asked for are noise, `whole` ones clean, so that nothing
     tells the encoder which frames will be asked for. `other` gives the model another film, `nothing` no history at all.
@@ -52,22 +47,40 @@ class Retrieval(NamedTuple):
     nothing: Quality
 
 
+class AskedFilm(NamedTuple):
+    """An unseen film whose frames were asked for, and one of them, true and as it came back in each of the four ways."""
+
+    found: Retrieval
+    true: Tensor  # [H, W, 3] in 0..1
+    made: Tensor  # [4, H, W, 3], in the order of Retrieval
+
+
 @torch.no_grad()
-def measure_retrieval(
-    config: EncoderTraining, modules: Any, network: Any, encoder: MemoryEncoder, codec: TileCodec, batches: int = 4
-) -> Retrieval:
-    """Ask for `config.kept_frames` random frames of unseen films, `config.clips` films a batch, under no prompt.
+def ask_films(
+    config: EncoderTraining,
+    modules: Any,
+    network: Any,
+    encoder: MemoryEncoder,
+    codec: TileCodec,
+    batches: int = 4,
+    videos: VideoFilms | None = None,
+) -> list[AskedFilm]:
+    """Ask for `config.kept_frames` random frames of unseen films, `config.clips` films a batch, two or more, under no prompt.
+
+    They are cartoons, or the ends of `videos`, which training leaves out.
 
     Raises ValueError for the settings of stage II, which asks for no frames.
     """
     if config.stage != EncoderStage.PRETRAIN.value:
         raise ValueError(f"Retrieval needs the settings of stage I, got {config.stage}. Measure a pretrained encoder.")
-    rows = []
+    config = replace(config, clips=max(2, config.clips))
+    device = network.patch_embedding.weight.device
+    asked = []
     with modules.training():
         for number in range(batches):
-            clips = film_clips(encoder_films(config, number, FIRST_TEST_SEED, TEST_SEEDS), codec)
-            marked = encoder_batch(config, clips, number)
-            whole = read_history(network, encoder, marked._replace(history=clips.latents))
+            clips = films_of(config, codec, videos, number, unseen=True)
+            marked = encoder_batch(config, clips, number).to(device)
+            whole = read_history(network, encoder, marked._replace(history=clips.latents.to(device)))
             assert whole is not None
             histories: list[History | None] = [
                 read_history(network, encoder, marked),
@@ -75,18 +88,30 @@ def measure_retrieval(
                 whole._replace(tokens=whole.tokens.roll(1, dims=0)),
                 None,
             ]
-            noise = torch.randn(marked.target.shape, generator=generator_for(config.seed, "retrieval noise", number))
-            rows.append([_judged(modules, network, history, marked, noise, codec) for history in histories])
-    return Retrieval(*(Quality(*torch.tensor(column).mean(0).tolist()) for column in zip(*rows, strict=True)))
+            noise = torch.randn(
+                marked.target.shape, generator=generator_for(config.seed, "retrieval noise", number)
+            ).to(device)
+            drawn = [draw_frames(modules, network, history, noise, marked.text) for history in histories]
+            asked += [
+                _judged(*films, codec)
+                for films in zip(marked.target.cpu(), torch.stack(drawn, dim=1).cpu(), strict=True)
+            ]
+    return asked
 
 
-def _judged(
-    modules: Any, network: Any, history: History | None, batch: EncoderBatch, noise: Tensor, codec: TileCodec
-) -> Quality:
-    """The frames that the model makes of this noise beside this history, all films of the batch together."""
-    x = draw_frames(modules, network, history, noise, batch.text)
-    made, true = (torch.cat([decode_latents(film, codec) for film in films]) for films in (x, batch.target))
-    return Quality(psnr(made * 2 - 1, true * 2 - 1), structural_similarity(made, true))
+def mean_retrieval(asked: Sequence[AskedFilm]) -> Retrieval:
+    """The means over films."""
+    table = torch.tensor([film.found for film in asked])  # [films, 4, 2]
+    return Retrieval(*(Quality(*way) for way in table.mean(0).tolist()))
+
+
+def _judged(target: Tensor, drawn: Tensor, codec: TileCodec) -> AskedFilm:
+    """The frames `[16, t, h, w]` of a film beside what was drawn for them in four ways `[4, 16, t, h, w]`."""
+    true = decode_latents(target, codec)
+    made = torch.stack([decode_latents(way, codec) for way in drawn])
+    found = (Quality(psnr(way * 2 - 1, true * 2 - 1), structural_similarity(way, true)) for way in made)
+    shown = FRAME_STRIDE * (target.shape[1] // 2)  # the picture of a frame in the middle
+    return AskedFilm(Retrieval(*found), true[shown], made[:, shown])
 
 
 def structural_similarity(made: Tensor, true: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,22 @@ def generator_for(seed: int, purpose: str, step: int) -> torch.Generator:
 class RunFolder:
     """Writes whole files only: a run that is stopped or finds the disk full keeps its last checkpoint."""
 
-    def __init__(self, folder: Path, settings: Any) -> None:
-        """Open `folder`, made if missing; a checkpoint of other settings than the dataclass `settings` is refused."""
+    def __init__(self, folder: Path, settings: Any, writes: bool = True) -> None:
+        """Open `folder`, made if missing; a checkpoint of other settings than the dataclass `settings` is refused.
+
+        One that is older than a setting was made with its default. One of several processes `writes`, the others read that.
+        """
+        self._writes = writes
         self.folder = folder
         self.settings = json.loads(json.dumps(asdict(settings)))
+        self._usual = {entry.name for entry in fields(settings) if getattr(settings, entry.name) == entry.default}
         with explained(f"make the folder {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint by `state`, which carries its `step`."""
+        if not self._writes:
+            return
         with whole_file(self.folder / CHECKPOINT) as path:
             torch.save({**state, "settings": self.settings}, path)
 
@@ -47,15 +54,18 @@ class RunFolder:
         with explained(f"read {path}"):
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in self.settings.items():
-            if name != "steps" and state["settings"].get(name) != value:
+            before = state["settings"].get(name, value if name in self._usual else None)
+            if name != "steps" and before != value:
                 raise ProjectError(
-                    f"The run in {self.folder} was made with {name}={state['settings'].get(name)}, got {value}. "
+                    f"The run in {self.folder} was made with {name}={before}, got {value}. "
                     f"Give the old value to continue it, or another folder to start anew."
                 )
         self._drop_log_after(int(state["step"]))
         return state
 
     def _drop_log_after(self, step: int) -> None:
+        if not self._writes:
+            return
         kept = [row for row in self.rows() if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         with whole_file(self.folder / LOG) as path:
@@ -63,6 +73,8 @@ class RunFolder:
 
     def log(self, row: dict[str, float]) -> None:
         """Append one line; it must carry `step`. Raises ProjectError where the disk refuses."""
+        if not self._writes:
+            return
         path = self.folder / LOG
         with explained(f"write {path}"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -77,7 +89,7 @@ class RunFolder:
     def draw_curve(self, value: str, size: tuple[int, int] = (800, 400)) -> None:
         """Draw `value` of the log over steps into a PNG, with its range written beside it."""
         points = [(row["step"], row[value]) for row in self.rows() if value in row]
-        if len(points) < 2:
+        if not self._writes or len(points) < 2:
             return
         width, height = size
         low, high = min(y for _, y in points), max(y for _, y in points)

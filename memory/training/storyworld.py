@@ -6,17 +6,23 @@ from what was seen before. Name, place, position and action are in the prompt. E
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-HEIGHT, WIDTH = 96, 128  # pixels
+HEIGHT, WIDTH = 96, 128
+"""The world as it is drawn at its own size, in pixels; all lengths here are pixels of it. Other sizes show it larger."""
+SIZE_STEP = 16  # pixels of a token of the model
 FPS = 16
 FRAME_STRIDE = 4
 """RGB frames of a latent frame, but for the first, which is one picture."""
+USUAL_PACE, FASTEST = 1.0, 16.0
+"""Times the usual pace at most; beyond that the camera pans half a screen between two latent frames."""
 BOX_HEIGHT, BOX_WIDTH = 68, 64  # pixels; a character with all of its soft edge, leaning or not
 
 NAMES = (
@@ -33,6 +39,39 @@ _HALF_HEIGHT, _HALF_WIDTH = 24.0, 18.0
 _EDGE = 0.24  # of the half size: soft, because a 48x smaller latent cannot hold a hard edge
 _REACH = 48  # pixels to each side of the centre; what lies beyond is below 1e-5
 _STRIPE_PERIOD = 28.0  # pixels
+
+
+class Size(NamedTuple):
+    """Pixels of a picture. Its height always shows the whole world; a wider one shows as much more at both sides."""
+
+    height: int = HEIGHT
+    width: int = WIDTH
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """The size that is written like `128x192`; ValueError unless both can be divided by 16."""
+        height, _, width = text.partition("x")
+        if not (height.isdecimal() and width.isdecimal()) or min(size := cls(int(height), int(width))) < 1:
+            raise ValueError(f"A picture needs a size like {cls()}, height first, got {text!r}.")
+        if size.height % SIZE_STEP or size.width % SIZE_STEP:
+            raise ValueError(f"Height and width of a picture need to be multiples of {SIZE_STEP}, got {text}.")
+        return size
+
+    @property
+    def scale(self) -> float:
+        """Pixels for each pixel of the world."""
+        return self.height / HEIGHT
+
+    @property
+    def left(self) -> float:
+        """Where in the world the first column lies, so that the world's middle is the picture's."""
+        return (WIDTH - self.width / self.scale) / 2
+
+
+OWN_SIZE = Size()
 
 
 class Place(NamedTuple):
@@ -66,7 +105,7 @@ class Look(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """Who does what where, from latent frame `start` for `frames` latent frames."""
+    """Who does what where, from latent frame `start` for `frames` latent frames; everything moves `pace` times as fast as usual."""
 
     start: int
     frames: int
@@ -75,6 +114,7 @@ class Shot(NamedTuple):
     position: str
     action: str
     camera: str
+    pace: float = USUAL_PACE
 
     @property
     def prompt(self) -> str:
@@ -102,6 +142,7 @@ class FilmSettings:
 
     The cast comes from the first `names` of NAMES; `familiar` is the chance that a character looks as its name always
     looks, so that names mean something before reading is learned; `plain` is the chance that a character has one colour instead of two: what it looks like is then the same all over.
+    Everything moves `pace` times as fast as usual.
     """
 
     chunks: int = 12
@@ -112,6 +153,7 @@ class FilmSettings:
     names: int = len(NAMES)
     familiar: float = 0.0
     plain: float = 0.0
+    pace: float = USUAL_PACE
 
     def __post_init__(self) -> None:
         if min(self.chunks, self.chunk_frames, self.longest_shot) < 1:
@@ -127,6 +169,8 @@ class FilmSettings:
         for share in (self.familiar, self.plain):
             if not 0.0 <= share <= 1.0:
                 raise ValueError(f"Shares of characters lie from 0 to 1, got {share}. Use 0 for a real film.")
+        if not 0.0 <= self.pace <= FASTEST:
+            raise ValueError(f"A film moves 0 to {FASTEST:g} times as fast as usual, got {self.pace}. Use 1.")
 
 
 def first_rgb_frame(frame: int) -> int:
@@ -173,7 +217,7 @@ def random_film(seed: int, settings: FilmSettings) -> Film:
     while chunk < settings.chunks:
         length = rng.randint(1, min(settings.longest_shot, settings.chunks - chunk))
         start, frames = chunk * settings.chunk_frames, length * settings.chunk_frames
-        shots.append(random_shot(rng, rng.choice(cast), start, frames))
+        shots.append(random_shot(rng, rng.choice(cast), start, frames)._replace(pace=settings.pace))
         chunk += length
     return Film(looks, tuple(shots))
 
@@ -182,10 +226,12 @@ def _soft_step(distance: Tensor, width: float) -> Tensor:
     return torch.sigmoid(distance * (4.0 / width))
 
 
-def _panorama(place: Place) -> Tensor:
+@cache
+def _panorama(name: str, size: Size) -> Tensor:
     """A landscape that repeats after two screens: `[H, 2W, 3]`."""
-    y = torch.arange(HEIGHT, dtype=torch.float32)[:, None]
-    angle = torch.arange(2 * WIDTH, dtype=torch.float32)[None] * (torch.pi / WIDTH)
+    place = PLACES[name]
+    y = torch.arange(size.height, dtype=torch.float32)[:, None] / size.scale
+    angle = torch.arange(2 * size.width, dtype=torch.float32)[None] * (torch.pi / size.width)
     hills = place.horizon - 14.0 - 8.0 * torch.sin(angle * 2 + place.horizon) - 4.0 * torch.cos(angle * 5)
     colours = torch.tensor([place.sky, place.hill, place.ground])
     shade = 1.0 + 0.12 * (y / HEIGHT - 0.5) + 0.05 * torch.sin(angle * 3)
@@ -196,31 +242,28 @@ def _panorama(place: Place) -> Tensor:
     return 0.15 + 0.7 * (picture * shade[..., None]).clamp(0, 1)
 
 
-def _light() -> Tensor:
+@cache
+def _light(size: Size) -> Tensor:
     """What the sun adds everywhere, warm from the right and cool from the left, brighter above: `[H, W, 3]`.
 
     Rotary attention knows only distances: this light, the same in every film, is how a model can tell left from right.
     """
-    x = torch.linspace(-1, 1, WIDTH).expand(HEIGHT, WIDTH)
-    y = torch.linspace(1, -1, HEIGHT)[:, None].expand(HEIGHT, WIDTH)
+    x = torch.linspace(-1, 1, size.width).expand(size)
+    y = torch.linspace(1, -1, size.height)[:, None].expand(size)
     return torch.stack([0.13 * x, 0.1 * y, -0.13 * x], dim=-1)
 
 
-_PANORAMAS = {name: _panorama(place) for name, place in PLACES.items()}
-_LIGHT = _light()
-
-
-def _background(shot: Shot, seconds: Tensor) -> Tensor:
+def _background(shot: Shot, seconds: Tensor, size: Size) -> Tensor:
     """The place of a shot, moved by the camera: `[F, H, W, 3]`."""
-    panorama = _PANORAMAS[shot.place]
-    shift = (seconds * (FPS * CAMERAS[shot.camera])).remainder(2 * WIDTH)  # [F] pixels
+    panorama, light = _panorama(shot.place, size), _light(size)
+    if CAMERAS[shot.camera] == 0.0:
+        return (panorama[:, : size.width] + light)[None].repeat(len(seconds), 1, 1, 1)
+    shift = (seconds * (FPS * CAMERAS[shot.camera] * shot.pace * size.scale)).remainder(2 * size.width)  # [F] pixels
     whole = shift.floor().long()
     part = (shift - whole)[:, None, None, None]
-    columns = (whole[:, None] + torch.arange(WIDTH + 1)) % (2 * WIDTH)  # [F, W + 1]
-    if CAMERAS[shot.camera] == 0.0:
-        return (panorama[:, :WIDTH] + _LIGHT)[None].repeat(len(seconds), 1, 1, 1)
+    columns = (whole[:, None] + torch.arange(size.width + 1)) % (2 * size.width)  # [F, W + 1]
     strip = panorama[:, columns].transpose(0, 1)  # [F, H, W + 1, 3]
-    return strip[:, :, :-1].lerp(strip[:, :, 1:], part) + _LIGHT
+    return strip[:, :, :-1].lerp(strip[:, :, 1:], part) + light
 
 
 class Motion(NamedTuple):
@@ -234,7 +277,7 @@ class Motion(NamedTuple):
 def motion(shot: Shot, seconds: Tensor) -> Motion:
     """The way of the character through its shot; `seconds` count from the start of the shot: three `[F]`."""
     still = torch.zeros_like(seconds)
-    turn = 2.0 * torch.pi * seconds
+    turn = 2.0 * torch.pi * (seconds * shot.pace)
     x = still + POSITIONS[shot.position]
     y = still + _GROUND_Y
     if shot.action == "walks":
@@ -246,13 +289,16 @@ def motion(shot: Shot, seconds: Tensor) -> Motion:
     return Motion(x, y + torch.sin(turn / 3.0), still)
 
 
-def _paint_character(frames: Tensor, look: Look, way: Motion) -> Tensor:
+def _paint_character(frames: Tensor, look: Look, way: Motion, size: Size) -> Tensor:
     """Paint the character over `frames` `[F, H, W, 3]`, in place; only the columns it can reach are touched."""
-    left = max(0, int(way.x.min().item()) - _REACH)
-    right = min(WIDTH, int(way.x.max().item()) + _REACH)
+    nearest, farthest, reach = way.x.min().item() - size.left, way.x.max().item() - size.left, _REACH * size.scale
+    left = max(0, int(nearest * size.scale) - math.ceil(reach))
+    right = min(size.width, int(farthest * size.scale) + math.ceil(reach))
     frames_near = frames[:, :, left:right]
-    y = torch.arange(HEIGHT, dtype=torch.float32)[None, :, None] - way.y[:, None, None]  # [F, H, 1]
-    x = torch.arange(left, right, dtype=torch.float32)[None, None] - way.x[:, None, None]  # [F, 1, W']
+    y = torch.arange(size.height, dtype=torch.float32) / size.scale
+    y = y[None, :, None] - way.y[:, None, None]  # [F, H, 1]
+    x = torch.arange(left, right, dtype=torch.float32) / size.scale + size.left
+    x = x[None, None] - way.x[:, None, None]  # [F, 1, W']
     x = x + way.lean[:, None, None] * (y / _HALF_HEIGHT)  # [F, H, W]
     u, v = (x / _HALF_WIDTH), (y / _HALF_HEIGHT).expand_as(x)
     power = SHAPES[look.shape]
@@ -272,17 +318,17 @@ def _paint_character(frames: Tensor, look: Look, way: Motion) -> Tensor:
     return frames
 
 
-def render_shot(shot: Shot, look: Look, frames: range | None = None) -> Tensor:
-    """RGB frames of a shot (all, or those of `frames` counted in RGB frames of the film): `[F, 96, 128, 3]` in 0..1."""
+def render_shot(shot: Shot, look: Look, frames: range | None = None, size: Size = OWN_SIZE) -> Tensor:
+    """RGB frames of a shot (all, or those of `frames` counted in RGB frames of the film): `[F, H, W, 3]` in 0..1."""
     start = first_rgb_frame(shot.start)
     wanted = frames if frames is not None else range(start, first_rgb_frame(shot.start + shot.frames))
     seconds = (torch.tensor(list(wanted), dtype=torch.float32) - start) / FPS
-    return _paint_character(_background(shot, seconds), look, motion(shot, seconds))
+    return _paint_character(_background(shot, seconds, size), look, motion(shot, seconds), size)
 
 
-def render_film(film: Film) -> Tensor:
-    """The whole film: `[4 (T - 1) + 1, 96, 128, 3]`, float32 in 0..1, for T latent frames."""
-    return torch.cat([render_shot(shot, film.looks[shot.name]) for shot in film.shots])
+def render_film(film: Film, size: Size = OWN_SIZE) -> Tensor:
+    """The whole film: `[4 (T - 1) + 1, H, W, 3]`, float32 in 0..1, for T latent frames."""
+    return torch.cat([render_shot(shot, film.looks[shot.name], size=size) for shot in film.shots])
 
 
 def character_box(shot: Shot, rgb_frame: int) -> tuple[int, int, int, int]:

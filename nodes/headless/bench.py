@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from pathlib import Path
 
+from ...memory.whole_file import whole_file
+from .bench_retrieval import add_retrieval
 from .boot import DEVICES, boot_host
 from .train import FAMILIES
+from .workflow import WorkflowError
 
 NAME = "bench"
 
@@ -70,6 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recall.add_argument("--json", type=Path, metavar="FILE", help="write the rows here; a stopped run goes on from it")
     recall.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw identity and who-is-it over distance")
     recall.set_defaults(bench=run_recall)
+    context = benches.add_parser("context", help="what a memory encoder takes at real sizes: counted, without weights")
+    context.add_argument("--out", type=Path, metavar="FILE.md", help="write the page here (default: print it)")
+    context.set_defaults(bench=run_context)
+    add_retrieval(benches)
     kernels = benches.add_parser("kernels", help="reading pages against reading everything, correctness first")
     kernels.add_argument("--profile", choices=("smoke", "full"), default="smoke", help="full needs a GPU's patience")
     kernels.add_argument(
@@ -117,6 +125,26 @@ def run_recall(args: argparse.Namespace) -> int:
     from .recall_command import measure
 
     return measure(args)
+
+
+def run_context(args: argparse.Namespace) -> int:
+    """Count lengths, operations and bytes of the published models, and write the page."""
+    if importlib.util.find_spec("peft") is None:
+        raise WorkflowError(
+            'Counting what training takes needs the package peft, got none. Run `pip install -e ".[train]"`.'
+        )
+    boot_host("cpu")
+    import peft
+
+    from .context_page import counted_page
+
+    page = counted_page(peft)
+    if args.out is None:
+        print(page)
+    else:
+        with whole_file(args.out) as part:
+            part.write_text(page, encoding="utf-8")
+    return 0
 
 
 def run_kernels(args: argparse.Namespace) -> int:

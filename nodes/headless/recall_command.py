@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.bench.measure import source_commit
-from ...memory.training.recall_plot import draw_recall
+from ...memory.training.recall_plot import BACK_AFTER, KEYS_READ, budget_curve, draw_recall
 from ...memory.training.recall_policies import (
+    BUDGETED,
     ENCODERS,
     FULL,
     LONG_CELLS,
@@ -212,8 +213,11 @@ def _write_recall(report: RecallReport, args: argparse.Namespace) -> None:
             part.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         print(f"rows  {args.json}", file=sys.stderr)
     if args.plot is not None and report.samples:
+        rows, axis = report.rows(), BACK_AFTER
+        if args.compare == BUDGETED:
+            rows, axis = budget_curve(rows), KEYS_READ
         with whole_file(args.plot) as part:
-            draw_recall(report.rows(), report.header["chance"]).save(part, format="PNG")
+            draw_recall(rows, report.header["chance"], axis).save(part, format="PNG")
         print(f"plot  {args.plot}", file=sys.stderr)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .boot import DEVICES, boot_host
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
 from .train_encoder import add_encoder
+from .train_table import add_table
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ PROBE_FILMS = 12
 TELL_EVERY = 25
 LAYERS = 4
 GATE_FORMS = ("omnimem", "decmem")
-GATE_STEPS = 200
+GATE_STEPS = 600
 FAMILIES = tuple(STEPS)
 
 
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tiny.add_argument("--family", choices=FAMILIES, default=FAMILIES[0], help="which network (default: wan)")
     tiny.add_argument("--device", choices=DEVICES, default="auto")
     tiny.set_defaults(train=run_tiny)
-    add_encoder(models)
+    add_table(add_encoder(models))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -193,14 +194,21 @@ def _tell(row: dict[str, float]) -> None:
 
 
 def tiny_codec(modules: Any, out: Path) -> TileCodec:
-    """The matrix of the tiny VAE: of the one that ships, or of one fitted now and kept in `out`."""
+    """The matrix of the tiny VAE."""
+    from ...memory.training.clips import probe_codec
+    from ...memory.training.storyworld import FilmSettings, random_film
+
+    films = [random_film(index, FilmSettings(chunks=6)) for index in range(PROBE_FILMS)]
+    return probe_codec(tiny_vae(modules, out), films, modules.latent_mean, modules.latent_std)
+
+
+def tiny_vae(modules: Any, out: Path) -> Any:
+    """The tiny VAE that ships, or one fitted now and kept in `out`; only to run."""
     from safetensors.torch import load_file
 
-    from ...memory.training.clips import probe_codec
     from ...memory.training.export import save_weights
     from ...memory.training.linear_codec import drop_silent_branches
     from ...memory.training.real_clips import real_clips
-    from ...memory.training.storyworld import FilmSettings, random_film
     from ...memory.training.tiny_vae import TinyVaeFit, fit_tiny_vae
     from ..host.build import host_modules, shipped_weights
 
@@ -220,5 +228,4 @@ def tiny_codec(modules: Any, out: Path) -> TileCodec:
     vae = modules.new_vae(weights["decoder.head.0.gamma"].shape[0])
     vae.load_state_dict(weights)
     drop_silent_branches(vae)
-    films = [random_film(index, FilmSettings(chunks=6)) for index in range(PROBE_FILMS)]
-    return probe_codec(vae, films, modules.latent_mean, modules.latent_std)
+    return vae

@@ -7,31 +7,42 @@ import hashlib
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .boot import boot_host
+from .boot import DEVICES, boot_host
+from .launched import launched
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
+from .train_films import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
-    from ...memory.training.encoder_training import EncoderTraining
+    from ...memory.encoder import MemoryEncoder
+    from ...memory.training.encoder_settings import EncoderTraining
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
 ENCODER_FILE, LORA_FILE = "encoder.safetensors", "encoder_lora.safetensors"
-RETRIEVAL_FILE, RECALL_FILE = "retrieval.json", "recall.json"
+RETRIEVAL_FILE, RECALL_FILE, CONTINUATION_FILE = "retrieval.json", "recall.json", "continuation.json"
+BRANCHES = ("both", "high", "low", "patchifier")
+CLIPS = 6
 TELL_EVERY = 25
 
 
-def add_encoder(models: Any) -> None:
-    """`longreel train encoder pretrain` and `finetune`."""
+def add_encoder(models: Any) -> Any:
+    """`longreel train encoder pretrain` and `finetune`; gives the place for more."""
     encoder = models.add_parser("encoder", help="a memory encoder for the tiny model, on cartoons made as it goes")
     stages = encoder.add_subparsers(metavar="STAGE", required=True)
     pretrain = stages.add_parser("pretrain", help="stage I: any frame of a film must come back from its tokens")
     finetune = stages.add_parser("finetune", help="stage II: the film goes on beside its tokens")
     pretrain.add_argument("--rate", default="2x2x2", help="4x4x2, 2x2x2, 2x2x1, 2x2x4 or 2x2x8 (default: 2x2x2)")
-    branches, levels = ("both", "high", "low"), ("clean", "target")
-    pretrain.add_argument("--branches", choices=branches, default="both", help="leave one out, to compare")
+    levels = ("clean", "target")
+    pretrain.add_argument(
+        "--branches",
+        choices=BRANCHES,
+        default="both",
+        help="leave one out, to compare, or take a single large convolution instead (FramePack's way)",
+    )
     pretrain.add_argument("--modulation", choices=levels, default="clean", help="noise level that tokens are told")
     pretrain.add_argument(
         "--one-prompt",
@@ -52,61 +63,67 @@ def add_encoder(models: Any) -> None:
         parser.add_argument(
             "--steps", type=int, default=STEPS[stage], help=f"up to this step (default: {STEPS[stage]})"
         )
+        parser.add_argument("--clips", type=int, default=CLIPS, help=f"films a step (default: {CLIPS})")
         parser.add_argument("--seed", type=int, default=0, help="other films and another encoder (default: 0)")
+        add_source(parser)
+        add_history(parser)
+        add_device(parser)
         parser.set_defaults(train=run_encoder, stage=stage)
+    return stages
+
+
+def add_device(parser: Any) -> None:
+    """`--device`."""
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="where to train (default: cpu); several GPUs: start the command with `accelerate launch`",
+    )
 
 
 def run_encoder(args: argparse.Namespace) -> int:
-    """Train or continue one stage on the CPU, and write the encoder and its LoRA.
+    """Train or continue one stage, and write the encoder and its LoRA.
 
     Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
     """
     config, start = _settings(args)
-    if importlib.util.find_spec("peft") is None:
-        raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
-    check_folder(args.out)
-    set_logging(verbose=False)
-    boot_host("cpu")
+    captioned = captioned_videos(args.videos)
+    prepare(args.out, args.device)
     import peft
-    import torch
 
-    from ...memory.encoder import MemoryEncoder
-    from ...memory.encoder_file import save_encoder
+    from ...memory.training.continuation import measure_continuation
     from ...memory.training.encoder_recall import CHARACTERS, measure_encoder_recall
-    from ...memory.training.encoder_training import tiny_encoder_spec, train_encoder, trained_spec
-    from ...memory.training.initialise import initialise_encoder
-    from ...memory.training.lora import save_lora
-    from ...memory.training.retrieval import measure_retrieval
+    from ...memory.training.encoder_training import train_encoder
+    from ...memory.training.retrieval import ask_films, mean_retrieval
     from ...memory.training.run_folder import RunFolder
-    from ..host.build import TinyWanSpec, host_modules, shipped_weights
-    from .train import LAYERS, tiny_codec
+    from ..host.build import host_modules
+    from .train import tiny_codec
 
-    RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
-    modules = host_modules()
-    codec = tiny_codec(modules, args.out)
-    weights = shipped_weights("wan")
-    if weights is None:
-        raise WorkflowError("Training an encoder needs the weights of the tiny Wan, got none in memory/weights.")
-    spec_of_model = TinyWanSpec(layers=LAYERS)
-    network = modules.new_wan(spec_of_model)
-    network.load_state_dict(weights)
-    encoder = MemoryEncoder(tiny_encoder_spec(config, spec_of_model.width) if start is None else start[0])
-    if start is None:
-        initialise_encoder(encoder, torch.Generator().manual_seed(config.seed))
-    else:
-        encoder.load_state_dict(start[1])
-    print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
+    modules, processes = host_modules(), launched(args.device)
+    config = replace(config, processes=processes.count)
+    with processes.one_first():
+        videos = video_films(captioned, config.size, config.film_frames, modules, args.out)
+        config = config if videos is None else replace(config, films=videos.name)
+        RunFolder(args.out, config, processes.leads).load()  # refuses a run of other settings before the slow part
+        codec = tiny_codec(modules, args.out)
+    tell = tell_step if processes.leads else tell_nothing
+    network, encoder = new_pair(config, start)
+    if processes.leads:
+        print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
     try:
-        train_encoder(config, modules, peft, network, encoder, codec, args.out, _tell, _lora(args))
+        train_encoder(config, modules, peft, network, encoder, codec, args.out, tell, _lora(args), videos, processes)
     except KeyboardInterrupt:
         print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
         return INTERRUPTED_EXIT
-    save_encoder(args.out / ENCODER_FILE, trained_spec(encoder.spec, config), encoder.state_dict())
-    save_lora(args.out / LORA_FILE, network)
+    processes.part()
+    if not processes.leads:
+        return 0
+    save_pair(args.out, config, network, encoder)
     print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
     if args.stage == "pretrain":
-        found = measure_retrieval(config, modules, network, encoder, codec)
-        _write(args.out / RETRIEVAL_FILE, {name: quality._asdict() for name, quality in found._asdict().items()})
+        found = mean_retrieval(ask_films(config, modules, network, encoder, codec, videos=videos))
+        write_json(args.out / RETRIEVAL_FILE, {name: quality._asdict() for name, quality in found._asdict().items()})
         print(
             f"Frames from anywhere in unseen films come back at {found.marked} where they were marked, at {found.whole} "
             f"where nobody said which would be asked for, at {found.other} from another film and at {found.nothing} from "
@@ -117,8 +134,16 @@ def run_encoder(args: argparse.Namespace) -> int:
             "--out ANOTHER_FOLDER"
         )
         return 0
+    if videos is not None:
+        going_on = measure_continuation(config, modules, network, encoder, codec, videos)
+        write_json(args.out / CONTINUATION_FILE, going_on._asdict())
+        print(
+            f"What comes next in the parts of the videos that were left out has an error of {going_on.own:.3f} beside the film's own "
+            f"tokens, {going_on.other:.3f} beside another film's and {going_on.nothing:.3f} beside none."
+        )
+        return 0
     recalled = measure_encoder_recall(config, modules, network, encoder, codec)
-    _write(args.out / RECALL_FILE, recalled._asdict())
+    write_json(args.out / RECALL_FILE, recalled._asdict())
     print(
         f"Who comes back looks like before to {recalled.identity:.2f} (cosine) and is told from {CHARACTERS} in "
         f"{recalled.who:.0%} of unseen films; {recalled.swapped:.0%} when another name is asked for. With another film's "
@@ -128,7 +153,51 @@ def run_encoder(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
+def prepare(out: Path, device: str) -> None:
+    """Whether there is all that training needs, and the host. Raises WorkflowError where something is missing."""
+    if importlib.util.find_spec("peft") is None:
+        raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
+    check_folder(out)
+    set_logging(verbose=False)
+    boot_host(device)
+    from ..host.build import shipped_weights
+
+    if shipped_weights("wan") is None:
+        raise WorkflowError("Training an encoder needs the weights of the tiny Wan, got none in memory/weights.")
+
+
+def new_pair(config: EncoderTraining, start: Any = None) -> tuple[Any, MemoryEncoder]:
+    """The tiny model that ships, without adapters, and a new encoder, or the one whose spec and weights are `start`."""
+    import torch
+
+    from ...memory.encoder import MemoryEncoder
+    from ...memory.training.encoder_settings import tiny_encoder_spec
+    from ...memory.training.initialise import initialise_encoder
+    from ..host.build import TinyWanSpec, host_modules, shipped_weights
+    from .train import LAYERS
+
+    spec = TinyWanSpec(layers=LAYERS)
+    network: Any = host_modules().new_wan(spec)
+    network.load_state_dict(shipped_weights("wan"))
+    encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width) if start is None else start[0])
+    if start is None:
+        initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), network.patch_embedding)
+    else:
+        encoder.load_state_dict(start[1])
+    return network, encoder
+
+
+def save_pair(out: Path, config: EncoderTraining, network: Any, encoder: MemoryEncoder) -> None:
+    """Write the encoder, with what is worth knowing of this training, and the adapters."""
+    from ...memory.encoder_file import save_encoder
+    from ...memory.training.encoder_settings import trained_spec
+    from ...memory.training.lora import save_lora
+
+    save_encoder(out / ENCODER_FILE, trained_spec(encoder.spec, config), encoder.state_dict())
+    save_lora(out / LORA_FILE, network)
+
+
+def write_json(path: Path, found: Any) -> None:
     from ...memory.whole_file import whole_file
 
     with whole_file(path) as part:
@@ -138,12 +207,21 @@ def _write(path: Path, found: dict[str, Any]) -> None:
 def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     """The training, and spec and weights of the encoder that it starts from."""
     from ...memory.encoder_file import read_encoder
-    from ...memory.training.encoder_training import EncoderTraining, finetuning_of
+    from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
 
+    common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames")}
+    common |= source_settings(args)
+    if args.stage == "finetune" and args.videos is None and args.size != OWN_SIZE:
+        raise WorkflowError(
+            f"--size needs --videos in stage II, got {args.size} for cartoons: who comes back is judged in pictures of "
+            f"{OWN_SIZE}. Leave it out."
+        )
     try:
         if args.stage == "pretrain":
-            given = {name: getattr(args, name) for name in ("steps", "rate", "branches", "modulation", "seed")}
-            return EncoderTraining(**given, own_prompts=not args.one_prompt, proportional=not args.counts_once), None
+            given = {name: getattr(args, name) for name in ("rate", "branches", "modulation")}
+            return EncoderTraining(
+                **common, **given, own_prompts=not args.one_prompt, proportional=not args.counts_once
+            ), None
         files = {"--encoder": args.encoder, "--lora": args.lora}
         for name, file in files.items():
             if file is not None and not file.is_file():
@@ -152,7 +230,7 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
                 )
         start = read_encoder(args.encoder)
         known = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
-        return finetuning_of(start[0], steps=args.steps, seed=args.seed, start=" ".join(known)), start
+        return finetuning_of(start[0], **common, start=" ".join(known)), start
     except ValueError as error:
         raise WorkflowError(str(error)) from error
 
@@ -166,6 +244,10 @@ def _lora(args: argparse.Namespace) -> Any:
     return load_file(args.lora)
 
 
-def _tell(row: dict[str, float]) -> None:
+def tell_step(row: dict[str, float]) -> None:
     if row["step"] % TELL_EVERY == 0:
         print(f"step {row['step']:5.0f}   loss {row['loss']:.3f}   {row['seconds']:.0f} s")
+
+
+def tell_nothing(row: dict[str, float]) -> None:
+    """For the processes that do not speak."""

@@ -64,23 +64,20 @@ def _with_session(
         return executor(noise, latent, sampler, *args, **kwargs)
     guider: Any = executor.class_obj  # type: ignore[attr-defined]
     # For prompts with hooks the host takes a copy of a model with dynamic VRAM: its layers are others.
-    adapter = adapter_for(guider.model_patcher)
-    adapter.attach(guider.model_patcher)
-    memory = plan_memory(guider, sampler)
-    story = plan_story(guider, sampler)
+    adapter_for(guider.model_patcher).attach(guider.model_patcher)
+    session = plan_session(guider, sampler)
+    session.story = plan_story(guider, sampler)
     before = guider.model_options
     guider.model_options = create_model_options_clone(before)
     with ExitStack() as closing:
-        folder = None if fits_in_ram(memory.host_bytes) else Path(closing.enter_context(page_folder()))
-        gates = used_gates(guider.model_patcher)
-        kept_text = guider.text_tokens if adapter.keeps_text else 0
-        session = RunSession(memory, kept_text, folder, story, sampler.reaches, gates)
+        if not fits_in_ram(session.host_bytes):
+            session.folder = Path(closing.enter_context(page_folder()))
         guider.model_options["transformer_options"][SESSION] = session
         try:
             return executor(noise, latent, sampler, *args, **kwargs)
         finally:
             guider.model_options = before
-            memory.release()
+            session.memory.release()
             session.forget_text()
 
 
@@ -99,6 +96,16 @@ def _with_memory(executor: Callable[..., Any], model: ModelPatcher, *args: Any, 
 def default_memory(model: ModelPatcher) -> MemoryConfig:
     """The memory of a model before which there is no Sparse KV Memory."""
     return MemoryConfig(positions=adapter_for(model).positions)
+
+
+def plan_session(guider: FilmGuider, sampler: FilmSampler) -> RunSession:
+    """The run of this film on the guider's model, nothing of it allocated, its pages in RAM, and without the film's story.
+
+    Raises ValueError as `plan_memory` does.
+    """
+    memory, model = plan_memory(guider, sampler), guider.model_patcher
+    kept_text = guider.text_tokens if adapter_for(model).keeps_text else 0
+    return RunSession(memory, kept_text, sampler.reaches, used_gates(model))
 
 
 def plan_memory(guider: FilmGuider, sampler: FilmSampler) -> KVMemory:

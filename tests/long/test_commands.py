@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from shipped import ROOT
 
 from longreel.memory.film import read_pictures
 from longreel.memory.trace import read_trace
 from longreel.nodes.headless.bench_loop import MAX_ERROR, LoopBench, measure_loop
 from longreel.nodes.headless.boot import Host
+from longreel.nodes.headless.context_page import counted_page
 
 pytestmark = pytest.mark.long
 Record = Callable[[str, object], None]
@@ -61,3 +64,8 @@ def test_the_loop_costs_no_more_than_the_hosts_and_does_not_slow_down(host: Host
     assert late is not None
     assert late <= 1.1
     assert result.bank_over_window <= 1.03
+
+
+def test_the_page_of_what_encoders_take_is_what_the_command_counts() -> None:
+    page = ROOT / "memory" / "training" / "ENCODER_COST.md"
+    assert page.read_text(encoding="utf-8") == counted_page(peft)

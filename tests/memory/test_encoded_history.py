@@ -13,7 +13,7 @@ from numerics import SAME_SUM, relative_error
 from torch import Tensor, nn
 
 from longreel.memory.encoded_history import EncodedHistory, FilmEncoder, Level, Stretch
-from longreel.memory.encoder import MemoryEncoder
+from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_spec import RATES, EncoderSpec, Modulation, Rate
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.transitions import Reach
@@ -29,7 +29,7 @@ def film_encoder(rate: Rate, longest: int | None = None, **changes: Any) -> Film
     encoder = MemoryEncoder(spec).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     initialise_encoder(encoder, generator)
-    assert encoder.high is not None
+    assert isinstance(encoder.high, HighResolutionBranch)
     encoder.high.project.weight.normal_(generator=generator)
     return FilmEncoder(spec, longest, lambda latents: encoder(latents, embedding()))
 

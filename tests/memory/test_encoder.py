@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from longreel.memory.encoder import MemoryEncoder, shrink, token_positions
+from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder, shrink, token_positions
 from longreel.memory.encoder_file import FORMAT, VERSION, read_encoder, read_spec, save_encoder
 from longreel.memory.encoder_spec import RATES, EncoderSpec, LowBranch, Modulation, Rate, smaller_frames
 from longreel.memory.training.initialise import initialise_encoder
 
 TINY = EncoderSpec(width=32, channels=4, stages=(8, 16), heads=2, rate=Rate(2, 2, 2), base="a tiny model")
+PATCHIFIER = replace(TINY, stages=(), low=LowBranch.NONE)
 HUNYUAN_WIDTH, WAN_WIDTH = 3072, 1536
 
 
@@ -29,7 +30,7 @@ def made(spec: EncoderSpec, seed: int = 0) -> MemoryEncoder:
     encoder = MemoryEncoder(spec).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     initialise_encoder(encoder, generator)
-    if encoder.high is not None:
+    if isinstance(encoder.high, HighResolutionBranch):
         encoder.high.project.weight.normal_(generator=generator)
     return encoder
 
@@ -81,9 +82,12 @@ def test_both_branches_of_every_rate_give_the_grid_of_the_spec(rate: Rate, size:
     assert made(spec)(film(spec, *size), embedding(spec), low).shape == (1, frames * rows * columns, spec.width)
 
 
+@pytest.mark.parametrize("kind", [TINY, PATCHIFIER], ids=["branches", "patchifier"])
 @pytest.mark.parametrize("rate", RATES, ids=str)
-def test_a_film_encoded_piece_by_piece_has_the_tokens_of_the_film_encoded_at_once(rate: Rate) -> None:
-    spec = replace(TINY, rate=rate)
+def test_a_film_encoded_piece_by_piece_has_the_tokens_of_the_film_encoded_at_once(
+    rate: Rate, kind: EncoderSpec
+) -> None:
+    spec = replace(kind, rate=rate)
     encoder, embed, latents = made(spec), embedding(spec), film(spec, 24)
     whole = encoder(latents, embed)
     pieces = torch.cat([encoder(piece, embed) for piece in latents.split((8, 16), dim=2)], dim=1)
@@ -120,6 +124,19 @@ def test_a_new_encoder_is_its_low_resolution_branch_alone() -> None:
     low = embed(shrink(latents, TINY)).flatten(2).transpose(1, 2)
     assert torch.equal(encoder(latents, embed), low)
     assert torch.equal(MemoryEncoder(replace(TINY, high=False))(latents, embed), low)
+
+
+@pytest.mark.parametrize("rate", RATES, ids=str)
+@pytest.mark.parametrize("size", [(16, 16, 24), (17, 15, 19)])
+def test_a_large_patchifier_begins_as_the_low_resolution_branch(rate: Rate, size: tuple[int, int, int]) -> None:
+    spec = replace(PATCHIFIER, rate=rate)
+    encoder, embed, latents = MemoryEncoder(spec).requires_grad_(False), embedding(spec), film(spec, *size)
+    initialise_encoder(encoder, torch.Generator().manual_seed(0), embed)
+    low = MemoryEncoder(replace(TINY, rate=rate, high=False))
+    assert relative_error(encoder(latents, embed), low(latents, embed)) < FORWARD_ERROR
+    assert sum(weight.numel() for weight in encoder.parameters()) == spec.width * (
+        1 + spec.channels * 4 * rate.rows * rate.columns * rate.frames
+    )
 
 
 def test_both_branches_matter_in_a_trained_one() -> None:
@@ -166,7 +183,8 @@ def test_a_smaller_video_that_is_missing_or_of_another_size_is_one_clear_error()
     ("change", "named"),
     [
         ({"width": 0}, "a width of 1 to"),
-        ({"stages": ()}, "1 to 16 stages"),
+        ({"stages": (8,) * 17}, "0 to 16 stages"),
+        ({"stages": (), "heads": 5}, "that 5 heads can share, got 32"),
         ({"stages": (8, 100_000)}, "width of a stage"),
         ({"heads": 3}, "that 3 heads can share, got 16"),
         ({"attention_layers": 99}, "0 to 16 attention layers"),
@@ -204,6 +222,25 @@ def test_what_was_written_is_read_again(written: Path) -> None:
     spec, weights = read_encoder(written)
     assert spec == read_spec(written) == TINY
     assert all(torch.equal(weights[name], tensor) for name, tensor in made(TINY).state_dict().items())
+
+
+def test_a_large_patchifier_is_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(path, PATCHIFIER, made(PATCHIFIER).state_dict())
+    spec, weights = read_encoder(path)
+    assert spec == PATCHIFIER
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {
+        "high.patch.weight": (32, 4, 2, 4, 4),
+        "high.patch.bias": (32,),
+    }
+
+
+def test_a_patchifier_with_the_weights_of_branches_is_refused(tmp_path: Path) -> None:
+    weights = made(TINY).state_dict()
+    path = write(tmp_path / "other.safetensors", weights, spec=PATCHIFIER.to_json())
+    refused(path, "without high.patch.bias")
+    path = write(tmp_path / "another.safetensors", made(PATCHIFIER).state_dict())
+    refused(path, "without high.attention")
 
 
 @pytest.mark.parametrize("low", LowBranch)

@@ -13,63 +13,43 @@ import comfy.utils
 import peft
 import pytest
 import torch
+from encoder_runs import SHORT, SPEC, STAGES, batch_of, both_stages, new_encoder, orthogonal_codec
 from numerics import FORWARD_ERROR, NOT_ROUNDING, SAME_SUM, relative_error
 
 from longreel.memory.encoded_history import EncodedHistory, FilmEncoder
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
 from longreel.memory.training.clips import FilmClips, TileCodec, film_clips
-from longreel.memory.training.encoder_recall import measure_encoder_recall, returning_films
+from longreel.memory.training.encoder_settings import (
+    Branches,
+    EncoderStage,
+    finetuning_of,
+    tiny_encoder_spec,
+    trained_spec,
+)
 from longreel.memory.training.encoder_training import (
     FAINTEST,
-    Branches,
-    EncoderBatch,
-    EncoderStage,
-    EncoderTraining,
     clean_batch,
     encoder_batch,
     encoder_films,
     encoder_loss,
-    finetuning_of,
     noise_levels,
     predict_beside_history,
     read_history,
-    tiny_encoder_spec,
     train_encoder,
-    trained_spec,
 )
-from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.training.lora import add_lora, lora_state, save_lora
-from longreel.memory.training.retrieval import measure_retrieval, structural_similarity
+from longreel.memory.training.run_folder import RunFolder
 from longreel.memory.training.storyworld import HEIGHT, WIDTH
 from longreel.memory.training.words import split_words
 from longreel.memory.whole_file import ProjectError
-from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan, host_modules
+from longreel.nodes.host.build import build_tiny_wan, host_modules
 from longreel.nodes.host.wan_history import with_history
-
-SPEC = TinyWanSpec(width=128, layers=2, ffn=128)
-SHORT = EncoderTraining(
-    steps=4, widths=(8, 16), history_frames=6, kept_frames=2, clips=2, lora_rank=4, warm_up=1, cool_down=1, save_every=1
-)
-STAGES = {stage: replace(SHORT, stage=stage.value) for stage in EncoderStage}
-both_stages = pytest.mark.parametrize("stage", EncoderStage)
 
 
 @pytest.fixture(scope="module")
 def codec() -> TileCodec:
-    """Orthogonal directions, not a fitted VAE: what is tested here does not depend on which."""
-    basis = torch.linalg.qr(torch.randn(768, 16, generator=torch.Generator().manual_seed(0))).Q
-    return TileCodec(basis, torch.zeros(16), basis.T.contiguous(), torch.zeros(768))
-
-
-def new_encoder(config: EncoderTraining = SHORT) -> MemoryEncoder:
-    encoder = MemoryEncoder(tiny_encoder_spec(config, SPEC.width))
-    initialise_encoder(encoder, torch.Generator().manual_seed(0))
-    return encoder
-
-
-def batch_of(config: EncoderTraining, codec: TileCodec, step: int = 0) -> EncoderBatch:
-    return encoder_batch(config, film_clips(encoder_films(config, step), codec), step)
+    return orthogonal_codec()
 
 
 def test_stage_one_keeps_some_frames_and_noises_all_others(host: object, codec: TileCodec) -> None:
@@ -133,6 +113,16 @@ def test_what_is_read_in_training_lies_where_it_lies_in_a_film(host: object, cod
         (ours,), (theirs,) = trained.prompts, made.current.prompts
         assert [stretch.tokens for stretch in ours] == [stretch.tokens for stretch in theirs]
         assert all(one.prompt is other.prompt for one, other in zip(ours, theirs, strict=True))
+
+
+@both_stages
+def test_cuts_come_as_often_as_they_are_asked_for(stage: EncoderStage) -> None:
+    for longest, chunk in ((1, 1), (3, 3), (5, 6)):
+        frames = longest if stage is EncoderStage.PRETRAIN else max(3, chunk)
+        config = replace(STAGES[stage], history_frames=24, longest_shot=longest, pace=2.0)
+        shots = [shot for step in range(10) for film in encoder_films(config, step) for shot in film.shots]
+        assert max(shot.frames for shot in shots) == frames
+        assert {shot.pace for shot in shots} == {2.0}
 
 
 def test_whom_stage_two_goes_on_with_was_seen_before() -> None:
@@ -211,6 +201,17 @@ def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec
         train_encoder(other, modules, peft, modules.new_wan(SPEC), new_encoder(), codec, tmp_path)
 
 
+def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, SHORT)
+    del run.settings["size"]
+    run.save({"step": 1})
+    state = RunFolder(tmp_path, SHORT).load()
+    assert state is not None
+    assert state["step"] == 1
+    with pytest.raises(ProjectError, match="got 128x192"):
+        RunFolder(tmp_path, replace(SHORT, size="128x192")).load()
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -219,6 +220,10 @@ def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec
         ({"stage": "third"}, "not a valid EncoderStage"),
         ({"branches": "some"}, "not a valid Branches"),
         ({"history_frames": 1}, "films of at least 2 frames"),
+        ({"longest_shot": 0}, "shots of at least 1"),
+        ({"pace": -1}, "moves 0 to 16 times"),
+        ({"size": "wide"}, "needs a size like 96x128"),
+        ({"size": "48x64", "rate": "4x4x2"}, "pictures of at least 64x64, got 48x64"),
         ({"kept_frames": 7}, "1 or more are kept, got 6 and 7"),
     ],
 )
@@ -292,7 +297,7 @@ def test_stage_two_takes_the_encoder_of_stage_one(branches: Branches, modulation
     assert trained_spec(spec, config).trained.keys() > spec.trained.keys()
 
 
-@pytest.mark.parametrize("branches", [Branches.HIGH, Branches.LOW])
+@pytest.mark.parametrize("branches", [Branches.HIGH, Branches.LOW, Branches.PATCHIFIER])
 def test_an_encoder_of_one_branch_is_trained_written_and_read(
     host: object, codec: TileCodec, tmp_path: Path, branches: Branches
 ) -> None:
@@ -302,45 +307,7 @@ def test_an_encoder_of_one_branch_is_trained_written_and_read(
     save_encoder(tmp_path / "encoder.safetensors", encoder.spec, encoder.state_dict())
     spec, weights = read_encoder(tmp_path / "encoder.safetensors")
     assert spec == encoder.spec
-    assert bool(weights) is (branches is Branches.HIGH)
-
-
-def test_retrieval_is_measured_on_films_that_no_training_sees_and_gives_the_same_numbers_again(
-    host: object, codec: TileCodec
-) -> None:
-    modules = host_modules()
-    network, encoder = modules.new_wan(SPEC), new_encoder()
-    found = measure_retrieval(SHORT, modules, network, encoder, codec, batches=1)
-    assert measure_retrieval(SHORT, modules, network, encoder, codec, batches=1) == found
-    assert len(set(found)) == 4
-    assert all(0 < quality.psnr < 40 and -1 < quality.ssim < 1 for quality in found)
-    with pytest.raises(ValueError, match="settings of stage I"):
-        measure_retrieval(STAGES[EncoderStage.FINETUNE], modules, network, encoder, codec)
-
-
-def test_structural_similarity_is_what_its_formula_gives_where_it_is_known() -> None:
-    pictures = torch.rand(2, 24, 32, 3, generator=torch.Generator().manual_seed(0))
-    assert structural_similarity(pictures, pictures) == pytest.approx(1, abs=SAME_SUM)
-    flat, darker = torch.full((1, 24, 32, 3), 0.8), torch.full((1, 24, 32, 3), 0.4)
-    floor = 0.01**2
-    light = (2 * 0.8 * 0.4 + floor) / (0.8**2 + 0.4**2 + floor)
-    assert structural_similarity(flat, darker) == pytest.approx(light, rel=NOT_ROUNDING)
-    assert structural_similarity(pictures, 1 - pictures) < -0.5
-    assert structural_similarity(pictures, pictures * 0.8) > 0.8
-
-
-def test_recall_is_measured_on_films_whose_returning_character_was_seen_once(host: object, codec: TileCodec) -> None:
-    config = replace(STAGES[EncoderStage.FINETUNE], segment_frames=1)
-    films = returning_films(config, 3)
-    for film in films:
-        assert [shot.name for shot in film.shots].count(film.shots[-1].name) == 2
-        assert film.shots[0].name == film.shots[-1].name
-        assert len(split_words(film.shots[-1].prompt)) == len(split_words(films[0].shots[-1].prompt))
-    modules = host_modules()
-    network, encoder = modules.new_wan(SPEC), new_encoder()
-    found = measure_encoder_recall(config, modules, network, encoder, codec, films=3)
-    assert measure_encoder_recall(config, modules, network, encoder, codec, films=3) == found
-    assert all(-1 <= value <= 1 for value in found)
+    assert bool(weights) is (branches is not Branches.LOW)
 
 
 def test_cartoons_are_large_enough_for_every_rate() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from longreel.memory.frame_pages import FramePages
 from longreel.memory.positions import PositionPolicy
 from longreel.memory.presets import PRESETS
-from longreel.memory.training.recall_plot import COLOURS, PAPER, draw_recall
+from longreel.memory.training.recall_plot import COLOURS, KEYS_READ, PAPER, budget_curve, draw_recall
 from longreel.memory.training.recall_policies import (
     COMPARISONS,
     FRAME,
@@ -252,6 +252,24 @@ def test_the_plot_has_a_column_a_film_length_and_a_colour_a_policy() -> None:
     colours = {colour for _, colour in picture.getcolors(picture.width * picture.height)}
     for colour in (*COLOURS[: len(recall_policies(1))], PAPER):
         assert Image.new("RGB", (1, 1), colour).getpixel((0, 0)) in colours
+
+
+def test_budgets_are_one_curve_over_what_is_read_beside_the_memory_that_reads_everything() -> None:
+    read = {"LongReel, 1 pages": 0.1, "LongReel, 2 pages": 0.2}
+    samples = [dataclasses.replace(sample(REFERENCE, film, 0.9), keys_read_fraction=1.0) for film in range(3)]
+    samples += [
+        dataclasses.replace(sample(policy, film, 0.5), keys_read_fraction=keys)
+        for policy, keys in read.items()
+        for film in range(3)
+    ]
+    header = {**report([], []).header, "policies": [REFERENCE, *read]}
+    rows = budget_curve(RecallReport(header, samples, []).rows())
+    found = {(row["policy"], round(row["keys_read_fraction"], 6)): row["identity_cosine"] for row in rows}
+    assert found == pytest.approx(
+        {(REFERENCE, 0.1): 0.9, (REFERENCE, 0.2): 0.9, ("LongReel", 0.1): 0.5, ("LongReel", 0.2): 0.5}
+    )
+    picture = draw_recall(rows, 0.2, KEYS_READ)
+    assert picture.size == draw_recall(rows, 0.2).size
 
 
 def test_a_plot_of_nothing_is_refused() -> None:

@@ -9,13 +9,16 @@ import torch
 from numerics import PICTURE_ROUNDING
 
 from longreel.memory.training.storyworld import (
+    HEIGHT,
     NAMES,
     PLACES,
     POSITIONS,
+    WIDTH,
     Film,
     FilmSettings,
     Look,
     Shot,
+    Size,
     character_box,
     first_rgb_frame,
     prompts_by_frame,
@@ -138,3 +141,41 @@ def test_a_film_without_chunks_or_without_characters_is_refused() -> None:
 
 def test_a_film_knows_its_length() -> None:
     assert Film({"anna": GREEN}, (shot(),)).frames == 9
+
+
+@pytest.mark.parametrize("camera", ["", "pan right"])
+def test_a_larger_picture_shows_the_same_world(camera: str) -> None:
+    scene = shot("walks", camera)
+    larger = render_shot(scene, GREEN, size=Size(2 * HEIGHT, 2 * WIDTH))
+    assert larger.shape == (33, 2 * HEIGHT, 2 * WIDTH, 3)
+    assert (larger[:, ::2, ::2] - render_shot(scene, GREEN)).abs().max() < VISIBLE
+
+
+@pytest.mark.parametrize("position", ["left", "middle", "right"])
+def test_a_wider_picture_shows_more_at_both_sides(position: str) -> None:
+    scene, size = shot("waves", position=position), Size(HEIGHT, WIDTH + 32)
+    other = RED_ON_BLUE._replace(first=GREEN.first, second=GREEN.second)
+    difference = [
+        render_shot(scene, RED_ON_BLUE, size=each) - render_shot(scene, other, size=each) for each in (size, Size())
+    ]
+    assert (difference[0][:, :, 16:-16] - difference[1]).abs().max() < PICTURE_ROUNDING
+
+
+@pytest.mark.parametrize("text", ["", "128", "128x", "128x192x3", "-96x128", "0x128", "100x128", "128x200"])
+def test_a_size_that_is_none_is_one_clear_error(text: str) -> None:
+    with pytest.raises(ValueError, match="picture need"):
+        Size.parse(text)
+
+
+def test_a_size_survives_as_text() -> None:
+    assert Size.parse(str(Size(128, 192))) == Size(128, 192)
+
+
+def test_a_faster_film_shows_the_same_moments_earlier() -> None:
+    scene = shot("walks", "pan right")
+    usual, faster = render_shot(scene, GREEN), render_shot(scene._replace(pace=4.0), GREEN)
+    assert (faster[:9] - usual[::4]).abs().max() < PICTURE_ROUNDING
+    fast = [random_film(3, FilmSettings(chunks=6, pace=pace)) for pace in (1.0, 4.0)]
+    assert [each._replace(pace=1.0) for each in fast[1].shots] == list(fast[0].shots)
+    with pytest.raises(ValueError, match="moves 0 to 16 times"):
+        FilmSettings(pace=17)

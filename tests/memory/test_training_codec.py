@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from numerics import LATENT_STATISTICS_ERROR, MATRIX_PROBE_DB, REAL_CLIP_DB, TINY_VAE_DB
 
-from longreel.memory.training.clips import decode_latents, encode_film, probe_codec, tiles_of, video_of
+from longreel.memory.training.clips import character_mask, decode_latents, encode_film, probe_codec, tiles_of, video_of
 from longreel.memory.training.linear_codec import drop_silent_branches
 from longreel.memory.training.real_clips import real_clips
-from longreel.memory.training.storyworld import FilmSettings, random_film, render_film
+from longreel.memory.training.storyworld import FilmSettings, Size, random_film, render_film
 from longreel.memory.training.tiny_vae import (
     FIRST_TEST_SEED,
     TinyVaeFit,
@@ -88,6 +89,21 @@ def test_the_encoder_is_one_matrix_for_each_tile(vae: Any) -> None:
         true = (vae.encode(film_video(FIRST_TEST_SEED, SHORT)[None]) - modules.latent_mean) / modules.latent_std
     assert psnr(encode_film(film, codec)[None] / 3, true / 3) > MATRIX_PROBE_DB
     assert psnr(decode_latents(true[0], codec) * 2 - 1, render_film(film) * 2 - 1) > TINY_VAE_DB
+
+
+def test_a_larger_film_goes_through_the_same_matrix_and_its_mask_holds_the_character(vae: Any) -> None:
+    modules, size = host_modules(), Size(128, 192)
+    films = [random_film(seed, FilmSettings(chunks=6)) for seed in range(8)]
+    codec = probe_codec(vae, films, modules.latent_mean, modules.latent_std)
+    film = random_film(FIRST_TEST_SEED, SHORT)
+    latents = encode_film(film, codec, size)
+    assert latents.shape == (16, 4, 16, 24)
+    assert psnr(decode_latents(latents, codec) * 2 - 1, render_film(film, size) * 2 - 1) > TINY_VAE_DB
+    others = {name: look._replace(first=(1.0, 1.0, 1.0), second=(0.0, 0.0, 0.0)) for name, look in film.looks.items()}
+    changed = (encode_film(replace(film, looks=others), codec, size) - latents).abs().amax(0)  # [4, 16, 24]
+    mask = character_mask(film, size).bool()
+    assert mask.shape == changed.shape
+    assert changed[~mask].mean() < 0.1 * changed[mask].mean()
 
 
 def test_without_its_silent_branches_the_vae_gives_the_same_bits(vae: Any) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from longreel.memory.gates import find_gates
-from longreel.memory.training.clips import TileCodec
-from longreel.memory.training.gate_training import GateTraining, train_gates
-from longreel.memory.training.tiny_training import Stage
+from longreel.memory.gates import GateForm, find_gates, fresh_gates
+from longreel.memory.training.causal import predict_flow
+from longreel.memory.training.clips import TileCodec, clip_batch
+from longreel.memory.training.gate_fit import Mixture, MixtureRecorder, fit_gates, missed_share
+from longreel.memory.training.gate_training import GateTraining, clip_spec, gated_reader, recorded, train_gates
+from longreel.memory.training.tiny_training import Stage, training_films
 from longreel.memory.whole_file import ProjectError
 from longreel.nodes.host.build import TinyWanSpec, host_modules
 
@@ -27,7 +29,7 @@ def codec() -> TileCodec:
 
 
 def settings(form: str, steps: int = 3) -> GateTraining:
-    return GateTraining(form, steps, SHORT_STAGES, warm_up=1, cool_down=1, noisy_copies=1, save_every=1)
+    return GateTraining(form, steps, SHORT_STAGES, fit_batches=1, warm_up=1, cool_down=1, noisy_copies=1, save_every=1)
 
 
 @pytest.mark.parametrize("form", ["omnimem", "decmem"])
@@ -65,3 +67,41 @@ def test_a_run_of_other_gates_is_not_continued(host: object, codec: TileCodec, t
     train_gates(settings("decmem", steps=1), modules, modules.new_wan(SPEC), codec, tmp_path)
     with pytest.raises(ProjectError, match=r"form=decmem, got omnimem"):
         train_gates(settings("omnimem"), modules, modules.new_wan(SPEC), codec, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["omnimem", "decmem"])
+def test_gates_begin_nearer_to_one_softmax_than_halves_and_than_the_window_alone(
+    host: object, codec: TileCodec, form: str
+) -> None:
+    modules, config = host_modules(), settings(form)
+    network = modules.new_wan(SPEC).eval().requires_grad_(False)
+    spec = clip_spec(network, modules.time_channels(network.dim // network.num_heads))
+    halves = fresh_gates(GateForm(form), spec.layers, spec.heads, network.dim, torch.Generator().manual_seed(0))
+    with modules.training():
+        (recorder,) = recorded(config, halves, network, codec, spec, "cpu")
+        fitted = fit_gates(halves, [recorder])
+    for layer, mixtures in recorder.mixtures.items():
+        mixture = Mixture(*(torch.cat(parts) for parts in zip(*mixtures, strict=True)))
+        ours, before = (missed_share(g.weights[layer], g.biases[layer], mixture) for g in (fitted, halves))
+        window = torch.zeros(len(fitted.biases[layer]))
+        window[len(halves.form.branches) - 1 :: len(halves.form.branches)] = 10.0 if form == "omnimem" else -10.0
+        alone = missed_share(torch.zeros_like(fitted.weights[layer]), window, mixture)
+        assert ours < before
+        assert ours < alone
+
+
+def test_recording_what_gates_would_mix_changes_nothing_that_is_read(host: object, codec: TileCodec) -> None:
+    modules, config = host_modules(), settings("omnimem")
+    network = modules.new_wan(SPEC).eval().requires_grad_(False)
+    spec = clip_spec(network, modules.time_channels(network.dim // network.num_heads))
+    gates = fresh_gates(GateForm.OMNIMEM, spec.layers, spec.heads, network.dim, torch.Generator().manual_seed(0))
+    films, chunk_frames = training_films(config.films, 0)
+    batch = clip_batch(films, codec, chunk_frames)
+    reader = gated_reader(gates, chunk_frames, spec)
+    recorder = MixtureRecorder(reader, batch, 2)
+    x = torch.randn(2, *batch.latents.shape[1:], generator=torch.Generator().manual_seed(1))
+    sigmas = torch.full((2, x.shape[2]), 0.5)
+    with modules.training(), torch.no_grad(), reader.listening(network):
+        plain, recording = (predict_flow(network, x, sigmas, batch, reader=r) for r in (None, recorder))
+    assert torch.equal(plain, recording)
+    assert recorder.mixtures.keys() == {0, 1}

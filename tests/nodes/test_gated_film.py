@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import comfy.model_management
 import comfy.sd
 import folder_paths
 import pytest
@@ -95,6 +97,22 @@ def window_alone(form: GateForm) -> Gates:
     biases = [10.0 if branch == "window" else -10.0 for branch in form.branches] * SPEC.heads
     made = lively_gates(form)
     return Gates(form, torch.zeros_like(made.weights), torch.tensor([biases] * SPEC.layers))
+
+
+def test_a_card_that_holds_the_pages_but_neither_gates_nor_text_is_refused_before_the_film(
+    model: ModelPatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that the run will take is counted, to the byte."""
+    film = film_on_disk(gated(model, config_of(GateForm.OMNIMEM), lively_gates(GateForm.OMNIMEM)), planned())
+    session = attach.plan_session(film.guider(), film.film_sampler(None, None))
+    assert session.gates is not None
+    text = 2 * SPEC.layers * session.text_tokens * SPEC.width * torch.float32.itemsize
+    assert session.text_tokens > 0
+    assert session.peak_bytes == session.memory.peak_bytes + session.gates.bytes + text
+    for total, fits in ((session.peak_bytes, True), (session.peak_bytes - 1, False)):
+        monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device, total=total: total)
+        with nullcontext() if fits else pytest.raises(ValueError, match=r"memory of this film needs .* but the device"):
+            film.check()
 
 
 @pytest.mark.parametrize("cfg", [1.0, 5.0])

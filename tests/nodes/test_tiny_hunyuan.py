@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
+import folder_paths
 import nodes as host_nodes
 import numpy as np
 import pytest
 import torch
 from latent_preview import Latent2RGBPreviewer
 from numerics import PREVIEW_ERROR
-from shipped import API_FOLDER, TINY_HUNYUAN, read_json
+from shipped import API_FOLDER, ENCODED_HUNYUAN, TINY_HUNYUAN, read_json
 from torch.nn.functional import avg_pool2d
 
+from longreel.memory.trace import read_trace
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.storyworld import FilmSettings, random_film, render_film
 from longreel.nodes.host import build
@@ -97,3 +99,36 @@ def test_the_shipped_workflow_makes_a_film_of_the_tiny_hunyuan_video(
     (inspection,) = next(shown["longreel"] for shown in rendered.outputs.values() if "longreel" in shown)
     assert [chunk["frames"] for chunk in inspection["chunks"]] == [[0, 1], [1, 2], [2, 3]]
     assert [chunk["shot"] for chunk in inspection["chunks"]] == [0, 0, 1]
+
+
+def test_the_workflow_with_an_encoder_makes_a_film_where_its_files_are_the_tiny_ones(
+    runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its note says for whoever has no encoder: smaller frames in its place, and the LoRA bypassed."""
+    package = host_nodes.NODE_CLASS_MAPPINGS[OURS].__module__.rpartition(".")[0]
+    monkeypatch.setattr(sys.modules[f"{package}.host.build"], "WEIGHTS_FOLDER", folder)
+    prompt = read_json(API_FOLDER / ENCODED_HUNYUAN.name)
+    inputs: dict[str, Any] = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    given = {"UNETLoader": 0, "LoraLoaderModelOnly": 0, "DualCLIPLoader": 1, "VAELoader": 2}
+    gone = {key: given[node["class_type"]] for key, node in prompt.items() if node["class_type"] in given}
+    assert len(gone) == len(given)
+    for key in gone:
+        del prompt[key]
+    prompt["tiny"] = {"class_type": OURS, "inputs": {"family": HUNYUAN}}
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in gone:
+                node["inputs"][name] = ["tiny", gone[value[0]]]
+    inputs["LongReelMemoryEncoderLoader"] |= {"encoder": "none: smaller frames (2x2x1)", "window": 0}
+    inputs["LongReelStoryboard"] |= {"text": "[0.5s] anna walks left in the meadow", "fps": 16, "chunk": 1}
+    inputs["LongReelChunkedARSampler"] |= {"project": "tiny_hunyuan_encoder", "width": 64, "height": 64}
+    inputs["BasicScheduler"]["steps"] = 2
+    rendered = runner.run(prompt)
+    (film,) = [path for path in rendered.files if path.suffix == ".mp4"]
+    with av.open(film) as video:
+        shapes = {picture.to_ndarray(format="rgb24").shape for picture in video.decode(video=0)}
+    assert shapes == {(64, 64, 3)}
+    made = Path(folder_paths.get_output_directory()) / "longreel" / "tiny_hunyuan_encoder"
+    header, events = read_trace(made / "trace.jsonl")
+    assert "memory encoder" in header["memory"]
+    assert [event["frames_worth"] for event in events] == [0, 0.25]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,12 @@ import execution
 import folder_paths
 import pytest
 from PIL import Image
-from shipped import API_FOLDER, ENCODED, TINY, TINY_HUNYUAN, WORKFLOWS, check_written, read_json
+from shipped import API_FOLDER, ROOT, TINY, TINY_HUNYUAN, WORKFLOWS, check_written, read_json
 
 from longreel.memory.storyboard_parser import read_storyboard
 from longreel.memory.training.storyworld import ACTIONS, NAMES, PLACES, POSITIONS
 from longreel.nodes.headless.workflow import Prompt, to_prompt
+from longreel.nodes.host.build import TINY_ENCODER
 
 if TYPE_CHECKING:
     from longreel.nodes.headless.runner import Runner
@@ -31,27 +32,42 @@ NODE_KEYS = {
     "color", "bgcolor",
 }  # fmt: skip
 PROPERTY_KEYS = {"cnr_id", "ver", "Node name for S&R", "models"}
+UNPUBLISHED = {"LongReelMemoryEncoderLoader": "memory_encoders", "LoraLoaderModelOnly": "loras"}
 MODEL_LINK = re.compile(r"https://huggingface\.co/[^?#]+\.safetensors")
 every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="module")
-def object_info(runner: Runner) -> dict[str, Any]:
-    """What the host says of its nodes when the files that the workflows name are in its folders."""
+def object_info(runner: Runner) -> Iterator[dict[str, Any]]:
+    """What the host says of its nodes when the files that the workflows name are in its folders; gone at the end."""
+    placeholders: list[Path] = []
     for path in WORKFLOWS:
-        for model in linked_models(read_json(path)):
+        for model in [*linked_models(read_json(path)), *unpublished_models(read_json(path))]:
             placeholder = Path(folder_paths.get_folder_paths(model["directory"])[0], model["name"])
             placeholder.parent.mkdir(parents=True, exist_ok=True)
             placeholder.touch()
+            placeholders.append(placeholder)
     pictures = Path(folder_paths.get_input_directory())
     pictures.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (64, 48)).save(pictures / "example.png")
     folder_paths.filename_list_cache.clear()
-    return runner.object_info()
+    yield runner.object_info()
+    for placeholder in placeholders:
+        placeholder.unlink(missing_ok=True)
+    folder_paths.filename_list_cache.clear()
 
 
 def linked_models(workflow: dict[str, Any]) -> list[dict[str, str]]:
     return [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+
+
+def unpublished_models(workflow: dict[str, Any]) -> list[dict[str, str]]:
+    """Files that an artist has to train: an encoder for a large model and its LoRA."""
+    return [
+        {"name": node["widgets_values"][0], "directory": UNPUBLISHED[node["type"]]}
+        for node in workflow["nodes"]
+        if node["type"] in UNPUBLISHED and node["widgets_values"][0] != TINY_ENCODER.name
+    ]
 
 
 def text_of(workflow: dict[str, Any]) -> str:
@@ -71,9 +87,11 @@ def apart(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 def test_these_workflows_ship() -> None:
     assert [path.stem for path in WORKFLOWS] == [
+        "HunyuanVideo storyboard with a memory encoder",
         "HunyuanVideo storyboard",
         "Long storyboard - Wan 2.1 1.3B causal - 60 s",
         "Storyboard from a start image - Wan 2.1 1.3B causal",
+        "Storyboard with a memory encoder - Wan 2.1 14B",
         "Tiny HunyuanVideo storyboard",
         "Tiny demo storyboard",
         "Tiny storyboard with a memory encoder",
@@ -159,7 +177,7 @@ def test_nodes_and_groups_lie_apart_and_read_from_left_to_right(path: Path) -> N
 @every_workflow
 def test_loaders_link_the_models_that_they_name(path: Path) -> None:
     for node in read_json(path)["nodes"]:
-        if not node["type"].endswith("Loader") or path == ENCODED:  # what ships needs no link
+        if not node["type"].endswith("Loader") or node["type"] in UNPUBLISHED:
             continue
         models = node["properties"]["models"]
         assert models
@@ -179,6 +197,18 @@ def test_notes_tell_an_artist_what_to_change(path: Path) -> None:
     assert "seed" in text
     for model in linked_models(read_json(path)):
         assert f"[{model['name']}]({model['url']})" in text
+
+
+@every_workflow
+def test_what_nobody_has_published_is_said_to_be_so_and_how_it_is_made(path: Path) -> None:
+    workflow = read_json(path)
+    unpublished = unpublished_models(workflow)
+    notes = "\n".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    assert ("No encoder" in notes) == bool(unpublished)
+    if unpublished:
+        (guide,) = re.findall(r"\*\*([\w/]+\.md)\*\*", notes)
+        assert (ROOT / guide).is_file()
+        assert all(f"{model['directory']}/" in notes for model in unpublished)
 
 
 @pytest.mark.parametrize(("path", "seconds"), [(TINY, 22.5), (TINY_HUNYUAN, 7.5)], ids=["Wan", "HunyuanVideo"])

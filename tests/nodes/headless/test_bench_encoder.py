@@ -15,17 +15,11 @@ from numerics import NOT_ROUNDING, RECALLED, ROLLOUT_ERROR, relative_error
 from training_side import TrainingNoise, training_network
 
 from longreel.memory.chunks import plan_chunks
-from longreel.memory.encoder import MemoryEncoder
+from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_file import save_encoder
 from longreel.memory.training.clips import FilmClips
-from longreel.memory.training.encoder_training import (
-    EncoderStage,
-    EncoderTraining,
-    clean_batch,
-    predict_beside_history,
-    read_history,
-    tiny_encoder_spec,
-)
+from longreel.memory.training.encoder_settings import EncoderStage, EncoderTraining, tiny_encoder_spec
+from longreel.memory.training.encoder_training import clean_batch, predict_beside_history, read_history
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.training.lora import add_lora, save_lora
@@ -66,7 +60,7 @@ def adapted(folder: Path) -> tuple[Any, MemoryEncoder]:
     )
     generator = torch.Generator().manual_seed(1)
     initialise_encoder(encoder, generator)
-    assert encoder.high is not None
+    assert isinstance(encoder.high, HighResolutionBranch)
     with torch.no_grad():
         encoder.high.project.weight.normal_(generator=generator)
         for parameter in add_lora(peft, network, TRAINING.lora_rank, seed=1):

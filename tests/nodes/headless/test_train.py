@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from longreel.memory.encoder_file import read_encoder
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 
@@ -82,6 +85,9 @@ def test_training_gates_writes_gates_that_fit_the_model_that_ships(
             "error: --encoder needs a file that `longreel train encoder pretrain` wrote",
         ),
         (["finetune", "--encoder", "text"], "error: text needs to be a safetensors file"),
+        (["finetune", "--encoder", "text", "--size", "128x192"], "error: --size needs --videos in stage II"),
+        (["pretrain", "--videos", "gone"], "error: --videos needs a folder with videos"),
+        (["table", "--videos", "gone"], "error: --videos needs a folder with videos"),
     ],
 )
 def test_bad_arguments_for_an_encoder_are_one_line_before_anything_is_loaded(
@@ -102,3 +108,33 @@ def test_training_an_encoder_says_which_package_it_misses(
     assert main(["train", "encoder", "pretrain", "--out", str(tmp_path / "run")]) == 1
     assert capsys.readouterr().err.startswith("error: Training an encoder needs the package peft")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_learns_from_a_folder_of_videos_in_both_stages(
+    tmp_path: Path, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from longreel.memory.film import write_segment
+
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 255, (61, 32, 48, 3), dtype=np.uint8)
+    write_segment(videos / "noise.mp4", pictures, 16)
+    train = ["train", "encoder"]
+    source = ["--videos", str(videos), "--size", "32x48", "--steps", "1", "--clips", "1", "--history-frames", "4"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*train, "pretrain", "--out", str(one), *source]) == 1
+    assert "error: noise.mp4 needs a caption in noise.txt beside it" in capsys.readouterr().err
+    (videos / "noise.txt").write_text("0:00 a storm\n0:01 a storm of snow", encoding="utf-8")
+    assert main([*train, "pretrain", "--out", str(one), *source]) == 0
+    assert "encoding noise.mp4" in capsys.readouterr().out
+    encoder = str(one / "encoder.safetensors")
+    assert main([*train, "finetune", "--out", str(two), "--encoder", encoder, *source]) == 0
+    assert "What comes next in the parts of the videos that were left out" in capsys.readouterr().out
+    assert json.loads((two / "continuation.json").read_text(encoding="utf-8")).keys() == {"own", "other", "nothing"}
+    spec, _ = read_encoder(two / "encoder.safetensors")
+    assert str(spec.trained["films"]).startswith("1 video ")
+    assert str(spec.trained["films"]).endswith(", 32x48")
+    assert main([*train, "pretrain", "--out", str(one), *source[2:]]) == 1
+    assert "was made with films=1 video" in capsys.readouterr().err
+    assert main([*train, "pretrain", "--out", str(tmp_path / "three"), *source[:-1], "12"]) == 1
+    assert "noise.mp4 needs to be at least 5.8 s long" in capsys.readouterr().err

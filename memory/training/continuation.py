@@ -1,0 +1,49 @@
+"""Does a film's history help to go on with it? For videos, in which nobody is known by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from ..encoder import MemoryEncoder
+from .clips import TileCodec
+from .encoder_settings import EncoderTraining
+from .encoder_training import clean_batch, encoder_loss, films_of
+from .video_films import VideoFilms
+
+
+class Continuation(NamedTuple):
+    """Mean squared error of the flow of the frames that come next, beside the tokens of the film, of another, and of none."""
+
+    own: float
+    other: float
+    nothing: float
+
+
+@torch.no_grad()
+def measure_continuation(
+    config: EncoderTraining,
+    modules: Any,
+    network: Any,
+    encoder: MemoryEncoder,
+    codec: TileCodec,
+    videos: VideoFilms,
+    batches: int = 8,
+) -> Continuation:
+    """Go on with the ends of `videos`, which training leaves out, `config.clips` films a batch, two or more.
+
+    The noise is the same each time.
+    """
+    config = replace(config, clips=max(2, config.clips))
+    device = network.patch_embedding.weight.device
+    rows = []
+    with modules.training():
+        for number in range(batches):
+            own = clean_batch(config, films_of(config, codec, videos, number, unseen=True), window=0).to(device)
+            other = own._replace(history=own.history.roll(1, 0), prompts=[own.prompts[-1], *own.prompts[:-1]])
+            nothing = own._replace(history=own.history[:, :, :0])
+            batches_of = (own, other, nothing)
+            rows.append([encoder_loss(modules, network, encoder, each, config, number).item() for each in batches_of])
+    return Continuation(*torch.tensor(rows).mean(0).tolist())

@@ -1,0 +1,150 @@
+"""How a memory encoder is trained, as plain data, and the spec of the encoder that such a training makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from ..encoder_spec import EncoderSpec, LowBranch, Modulation, Rate
+from .storyworld import OWN_SIZE, SIZE_STEP, USUAL_PACE, FilmSettings, Size
+
+FINETUNE_SHIFT = 8.0
+"""Only frames of much noise need history; a returning character is decided there."""
+LONGEST_SHOT = 5
+"""Latent frames of a cartoon's shot at most."""
+
+
+class EncoderStage(Enum):
+    """Stage I and stage II."""
+
+    PRETRAIN = "pretrain"
+    FINETUNE = "finetune"
+
+
+class Branches(Enum):
+    """Which branches an encoder has; the low-resolution one looks at smaller latents and has no weights.
+
+    A patchifier is a high-resolution branch of one convolution, alone.
+    """
+
+    BOTH = "both"
+    HIGH = "high"
+    LOW = "low"
+    PATCHIFIER = "patchifier"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderTraining:
+    """How an encoder is trained: films of `history_frames` in pictures of `size`, `clips` of them a step.
+
+    Stage I keeps `kept_frames` of them, stage II goes on with `segment_frames` more and also shows one of `windows` newest
+    frames whole. `shift` spreads noise levels as Wan's flow shift does, tiles with a character count `character_weight`
+    times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
+    they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what
+    training starts from, `films` what is seen; cartoons have shots of at most `longest_shot` frames and move at `pace` times the
+    usual. `processes` train at once, each on `clips` films of its own a step.
+    """
+
+    stage: str = EncoderStage.PRETRAIN.value
+    steps: int = 1500
+    rate: str = "2x2x2"
+    branches: str = Branches.BOTH.value
+    modulation: str = Modulation.CLEAN.value
+    own_prompts: bool = True
+    proportional: bool = True
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    history_frames: int = 24
+    kept_frames: int = 4
+    segment_frames: int = 3
+    windows: tuple[int, ...] = (0, 1, 3)
+    clips: int = 6
+    lora_rank: int = 32
+    learning_rate: float = 1e-3
+    warm_up: int = 50
+    cool_down: int = 300
+    shift: float = 5.0
+    character_weight: float = 4.0
+    seed: int = 0
+    save_every: int = 50
+    start: str = "seeded"
+    size: str = str(OWN_SIZE)
+    films: str = "Storyworld cartoons"
+    longest_shot: int = LONGEST_SHOT
+    pace: float = USUAL_PACE
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
+        rate, size = Rate.parse(self.rate), Size.parse(self.size)
+        if size.height < SIZE_STEP * rate.rows or size.width < SIZE_STEP * rate.columns:
+            raise ValueError(
+                f"Training a {rate} encoder needs pictures of at least {SIZE_STEP * rate.rows}x{SIZE_STEP * rate.columns}, "
+                f"got {size}. Make the pictures larger."
+            )
+        if min(self.steps, self.clips, self.lora_rank, self.save_every, self.warm_up, self.segment_frames) < 1:
+            raise ValueError(
+                f"Training an encoder needs steps, clips, lora_rank, save_every, warm_up and segment_frames of at least 1, "
+                f"got {self.steps}, {self.clips}, {self.lora_rank}, {self.save_every}, {self.warm_up} and "
+                f"{self.segment_frames}. Raise the one that is too small."
+            )
+        FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
+        if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:
+            raise ValueError(
+                f"Training a {rate} encoder needs films of at least {rate.frames} frames, of which 1 or more are kept, got "
+                f"{self.history_frames} and {self.kept_frames}. Make the films longer."
+            )
+
+    @property
+    def film_frames(self) -> int:
+        """Latent frames of a film: the history, and in stage II what goes on with it."""
+        return self.history_frames + (self.segment_frames if self.stage == EncoderStage.FINETUNE.value else 0)
+
+
+def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
+    """The encoder that this training makes."""
+    branches = Branches(config.branches)
+    return EncoderSpec(
+        width=width,
+        rate=Rate.parse(config.rate),
+        stages=() if branches is Branches.PATCHIFIER else config.widths,
+        heads=4,
+        high=branches is not Branches.LOW,
+        low=LowBranch.NONE if branches in (Branches.HIGH, Branches.PATCHIFIER) else LowBranch.LATENTS,
+        modulation=Modulation(config.modulation),
+        own_prompts=config.own_prompts,
+        proportional=config.proportional,
+        base="the tiny model that comes with LongReel",
+    )
+
+
+def finetuning_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
+    """The settings of stage II for an encoder that stage I made."""
+    stage = EncoderStage.FINETUNE.value
+    return replace(pretraining_of(spec, **settings), stage=stage, shift=FINETUNE_SHIFT)
+
+
+def pretraining_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
+    """The settings of stage I under which an encoder that is there could have been made, and is asked for frames."""
+    alone = Branches.HIGH if spec.stages else Branches.PATCHIFIER
+    branches = Branches.LOW if not spec.high else alone if spec.low is LowBranch.NONE else Branches.BOTH
+    return EncoderTraining(
+        rate=str(spec.rate),
+        widths=spec.stages,
+        branches=branches.value,
+        modulation=spec.modulation.value,
+        own_prompts=spec.own_prompts,
+        proportional=spec.proportional,
+        **settings,
+    )
+
+
+def trained_spec(spec: EncoderSpec, config: EncoderTraining) -> EncoderSpec:
+    """The spec with what is worth knowing of this training added."""
+    facts: dict[str, str | int | float] = {
+        f"{config.stage} steps": config.steps,
+        f"{config.stage} frames": config.history_frames,
+        f"{config.stage} seed": config.seed,
+        "films": f"{config.films}, {config.size}",
+    }
+    return replace(spec, trained={**spec.trained, **facts})

@@ -1,0 +1,142 @@
+"""Videos as the encoder's training sees films: latents, made once and kept on disk, and stretches of them with their captions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..whole_file import explained, whole_file
+from .clips import FilmClips
+from .storyworld import FPS, FRAME_STRIDE, Size
+from .videos import CaptionedVideo, read_video
+from .words import embed_text, split_words
+
+LATENTS = "latents"
+HELD_OUT = 0.2
+"""The last part of every video that no training sees, and at least one stretch."""
+
+
+class VideoLatents(NamedTuple):
+    """A video as latents, and the caption of each frame."""
+
+    name: str
+    digest: str  # of file, captions, size and VAE
+    latents: Tensor  # [16, T, h, w], normalised
+    prompts: list[str]
+
+
+def encode_videos(
+    videos: Sequence[CaptionedVideo],
+    size: Size,
+    encode: Callable[[Tensor], Tensor],
+    vae: str,
+    out: Path,
+    tell: Callable[[str], None] = lambda name: None,
+) -> list[VideoLatents]:
+    """The latents of these videos: those that lie in `out/latents`, or made now and kept there.
+
+    `encode` makes normalised latents `[1, 16, T, h, w]` of a video `[1, 3, 4 (T - 1) + 1, H, W]` in -1..1, `vae` names its
+    weights, `tell` hears of every video that has to be encoded. Raises ValueError for a file that is no video, ProjectError
+    where the disk refuses.
+    """
+    folder = out / LATENTS
+    with explained(f"make the folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return [_encoded(video, size, encode, vae, folder, tell) for video in videos]
+
+
+def _encoded(
+    video: CaptionedVideo,
+    size: Size,
+    encode: Callable[[Tensor], Tensor],
+    vae: str,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> VideoLatents:
+    digest = hashlib.sha256(f"{size} {FPS} {vae} ".encode())
+    with explained(f"read {video.path}"), video.path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    kept = folder / f"{video.path.stem}-{digest.hexdigest()[:16]}.safetensors"
+    latents = _kept(kept)
+    if latents is None:
+        tell(video.path.name)
+        with torch.inference_mode():
+            latents = encode(read_video(video.path, size)[None])[0].clone()
+        with whole_file(kept) as part:
+            save_file({LATENTS: latents.contiguous()}, part)
+    digest.update(json.dumps(video.captions).encode())
+    return VideoLatents(video.path.name, digest.hexdigest()[:16], latents, video.prompts(latents.shape[1]))
+
+
+def _kept(path: Path) -> Tensor | None:
+    """The latents in this file, or None where it is missing or broken."""
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)[LATENTS]
+    except (SafetensorError, KeyError):
+        return None
+
+
+class VideoFilms:
+    """Stretches of `frames` latent frames out of videos; the end of every video is kept for measuring.
+
+    Raises ValueError for a video that is too short for a stretch to train on and another to measure on.
+    """
+
+    def __init__(self, videos: Sequence[VideoLatents], frames: int) -> None:
+        self.frames = frames
+        for video in videos:
+            if len(video.prompts) < 2 * frames:
+                needed, got = ((FRAME_STRIDE * (count - 1) + 1) / FPS for count in (2 * frames, len(video.prompts)))
+                raise ValueError(
+                    f"{video.name} needs to be at least {needed:.1f} s long, for {frames} latent frames to train on and as "
+                    f"many to measure on, got {got:.1f} s. Take it away, or give fewer --history-frames."
+                )
+        self._prompts = [self._embedded(video) for video in videos]
+        self._latents = [video.latents for video in videos]
+        digest = hashlib.sha256(" ".join(video.digest for video in videos).encode()).hexdigest()[:16]
+        self.name = f"{len(videos)} {'video' if len(videos) == 1 else 'videos'} {digest}"
+        self._words = [[len(split_words(prompt)) for prompt in video.prompts] for video in videos]
+
+    @staticmethod
+    def _embedded(video: VideoLatents) -> list[Tensor]:
+        known = {prompt: embed_text(prompt)[0] for prompt in set(video.prompts)}
+        return [known[prompt] for prompt in video.prompts]
+
+    def _places(self, held_out: bool) -> list[tuple[int, int]]:
+        """Every video and first frame of a stretch."""
+        places = []
+        for number, latents in enumerate(self._latents):
+            total = latents.shape[1]
+            end = total - max(self.frames, int(HELD_OUT * total))
+            starts = range(end, total - self.frames + 1) if held_out else range(end - self.frames + 1)
+            places += [(number, start) for start in starts]
+        return places
+
+    def clips(self, count: int, seed: int, step: int, held_out: bool = False) -> FilmClips:
+        """So many random stretches, whose last captions have equally many words, so that none has to be padded."""
+        rng = random.Random(f"{seed} {'unseen' if held_out else 'videos'} {step}")
+        places = self._places(held_out)
+        first = rng.choice(places)
+        alike = [place for place in places if self._last_words(place) == self._last_words(first)]
+        chosen = [first, *rng.choices(alike, k=count - 1)]
+        latents = torch.stack([self._latents[video][:, start : start + self.frames] for video, start in chosen])
+        prompts = [self._prompts[video][start : start + self.frames] for video, start in chosen]
+        return FilmClips(
+            latents, torch.zeros(latents[:, 0].shape), torch.stack([film[-1] for film in prompts]), prompts
+        )
+
+    def _last_words(self, place: tuple[int, int]) -> int:
+        video, start = place
+        return self._words[video][start + self.frames - 1]

@@ -1,0 +1,172 @@
+"""What trained memory encoders bring back of films that are longer, cut faster or move more than those they were trained on."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .boot import boot_host
+from .render import check_folder
+from .train_encoder import ENCODER_FILE, LORA_FILE, write_json
+from .train_films import HISTORY_FRAMES, add_source, captioned_videos, source_settings, video_films
+from .workflow import WorkflowError
+
+if TYPE_CHECKING:
+    from ...memory.encoder_spec import EncoderSpec
+    from ...memory.training.clips import TileCodec
+    from ...memory.training.encoder_settings import EncoderTraining
+    from ...memory.training.video_films import VideoFilms
+
+FILMS, CLIPS = 8, 2
+SHIPPED = "tiny"
+ROWS_FILE, TABLE_FILE = "lengths.json", "lengths.md"
+
+
+class Reader(NamedTuple):
+    """An encoder with its LoRA on disk."""
+
+    name: str
+    encoder: Path
+    lora: Path
+    spec: EncoderSpec
+    digest: str
+
+
+def add_retrieval(benches: Any) -> None:
+    """`longreel bench retrieval`."""
+    retrieval = benches.add_parser("retrieval", help="does any frame of a film come back from an encoder's tokens?")
+    retrieval.add_argument(
+        "--encoder",
+        action="append",
+        type=Path,
+        metavar="FOLDER",
+        help="what `longreel train encoder pretrain` or `table` wrote (default: what ships, which went on to stage II); may be given several times",
+    )
+    retrieval.add_argument(
+        "--history-frames",
+        action="append",
+        type=int,
+        metavar="FRAMES",
+        help="latent frames of a film, 4 a second, so 80, 240 and 480 are 20, 60 and 120 s (default: "
+        f"{HISTORY_FRAMES}); may be given several times",
+    )
+    add_source(retrieval)
+    retrieval.add_argument(
+        "--films", type=int, default=FILMS, help=f"of each length, an even number (default: {FILMS})"
+    )
+    retrieval.add_argument("--seed", type=int, default=0, help="other films (default: 0)")
+    retrieval.add_argument("--out", type=Path, metavar="FOLDER", help="rows, table and pictures; a stopped run goes on")
+    retrieval.set_defaults(bench=run_retrieval)
+
+
+def run_retrieval(args: argparse.Namespace) -> int:
+    """Measure every encoder at every length, print a table and write the rows after each.
+
+    Raises WorkflowError for arguments that do not fit each other or the encoder.
+    """
+    if args.films < CLIPS or args.films % CLIPS:
+        raise WorkflowError(f"--films needs an even number of 2 or more, got {args.films}. Measure one more.")
+    if args.videos is not None and args.out is None:
+        raise WorkflowError("--videos needs --out, where what the VAE makes of them is kept, got none. Name a folder.")
+    source = source_settings(args)
+    captioned = captioned_videos(args.videos)
+    if args.out is not None:
+        check_folder(args.out)
+    boot_host("cpu")
+    from ...memory.training.retrieval_table import lengths_markdown
+    from ..host.build import host_modules
+    from .train import tiny_codec
+
+    plans = _plans(args, source)
+    modules, out = host_modules(), args.out or Path()
+    codec = tiny_codec(modules, out)
+    known = _known(args.out)
+    rows: list[dict[str, Any]] = []
+    for reader, config in plans:
+        videos = video_films(captioned, config.size, config.history_frames, modules, out)
+        named = config if videos is None else replace(config, films=videos.name)
+        facts = {"encoder": reader.digest, "settings": json.loads(json.dumps(asdict(named)))}
+        alike = [row for row in known if all(row[name] == fact for name, fact in facts.items())]
+        same = [row for row in alike if len(row["films"]["marked"]) == args.films]
+        rows.append(same[0] if same else {**_measured(args, reader, named, codec, videos), **facts})
+        if args.out is not None:
+            write_json(args.out / ROWS_FILE, rows + [row for row in known if row not in rows])
+    table = lengths_markdown(rows)
+    if args.out is not None:
+        (args.out / TABLE_FILE).write_text(table, encoding="utf-8")
+    print(table, end="")
+    return 0
+
+
+def _plans(args: argparse.Namespace, source: dict[str, Any]) -> list[tuple[Reader, EncoderTraining]]:
+    """Every encoder with the settings of every length."""
+    from ...memory.training.encoder_settings import pretraining_of
+
+    try:
+        readers = [_reader(folder) for folder in args.encoder or [None]]
+        return [
+            (reader, pretraining_of(reader.spec, clips=CLIPS, seed=args.seed, history_frames=frames, **source))
+            for reader in readers
+            for frames in args.history_frames or [HISTORY_FRAMES]
+        ]
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error
+
+
+def _reader(folder: Path | None) -> Reader:
+    """The encoder in this folder, or the one that ships."""
+    from ...memory.encoder_file import read_spec
+    from ..host.build import ENCODER_LORA, TINY_ENCODER
+
+    encoder, lora = (folder / ENCODER_FILE, folder / LORA_FILE) if folder else (TINY_ENCODER, ENCODER_LORA)
+    if not encoder.is_file() or not lora.is_file():
+        raise WorkflowError(
+            f"--encoder needs a folder with {ENCODER_FILE} and {LORA_FILE}, got {folder}. Name one that `longreel train "
+            "encoder` wrote."
+        )
+    digest = hashlib.sha256(encoder.read_bytes() + lora.read_bytes()).hexdigest()[:16]
+    return Reader(folder.name if folder else SHIPPED, encoder, lora, read_spec(encoder), digest)
+
+
+def _known(out: Path | None) -> list[dict[str, Any]]:
+    """What an earlier run left in this folder."""
+    if out is None or not (out / ROWS_FILE).is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads((out / ROWS_FILE).read_text(encoding="utf-8"))
+    return rows
+
+
+def _measured(
+    args: argparse.Namespace, reader: Reader, config: EncoderTraining, codec: TileCodec, videos: VideoFilms | None
+) -> dict[str, Any]:
+    """A row, and its pictures in the out folder."""
+    import comfy.model_management
+
+    from ...memory.encoder import MemoryEncoder
+    from ...memory.encoder_file import read_encoder
+    from ...memory.training.retrieval import ask_films
+    from ...memory.training.retrieval_table import film_strips, length_name, row_of, table_sheet
+    from ...memory.training.storyworld import Size
+    from ...memory.whole_file import whole_file
+    from ..host.build import build_tiny_reader, host_modules, shipped_weights
+
+    name = f"{reader.name}, {length_name(config)}"
+    print(name, flush=True)
+    spec, weights = read_encoder(reader.encoder)
+    encoder = MemoryEncoder(spec).requires_grad_(False)
+    encoder.load_state_dict(weights)
+    model = build_tiny_reader(shipped_weights("wan") or {}, reader.lora)
+    comfy.model_management.load_models_gpu([model])
+    network = model.model.diffusion_model
+    if network.dim != spec.width:
+        raise WorkflowError(f"{reader.encoder} is for a model of width {spec.width}, the tiny model has {network.dim}.")
+    asked = ask_films(config, host_modules(), network, encoder, codec, args.films // CLIPS, videos)
+    if args.out is not None:
+        sheet = table_sheet({reader.name: film_strips(asked)}, Size.parse(config.size))
+        with whole_file(args.out / f"{name}.png") as part:
+            sheet.save(part, format="PNG")
+    return row_of(name, config, encoder, asked)
