@@ -96,10 +96,9 @@ class MemoryEncoderLoader(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="How often the model reads the tokens. 'every step' is how encoders are trained. 'once a chunk' keeps what "
-                    "the first step made of them for the other steps, which are faster then. 'once a film' keeps it for good, so "
-                    "that a long film needs no longer for a chunk than a short one. Both take VRAM (a token as much as its keys and values "
-                    "in every layer), and older frames no longer look at newer ones: the tiny model recalls as well, others may "
-                    "not. For Wan and encoders whose tokens read the prompts of their own shots. The choice of the loader next to "
+                    "the first step made of them for the other steps, 'once a film' keeps it for good, so that every token goes through "
+                    "the model once. Both are meant to save time and take VRAM (a token as much as its keys and values in every "
+                    "layer), and older frames no longer look at newer ones: the tiny model recalls as well, others may not. For Wan and encoders whose tokens read the prompts of their own shots. The choice of the loader next to "
                     "the sampler counts.",
                 ),
             ],

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ...memory.encoded_history import HistoryConfig
 from ...memory.encoder_file import read_spec
-from ...memory.encoder_spec import EncoderSpec, Modulation, Rate, smaller_frames
+from ...memory.encoder_spec import Rate, smaller_frames
 from ...memory.history_session import Reading
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import UNTRAINED, WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
-from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_reader, build_tiny_wan
+from ..host.build import ENCODER_LORA, TINY_ENCODER, Family, build_tiny_reader, build_tiny_wan
+from ..host.build_hunyuan import build_tiny_hunyuan
 from ..host.encoder_check import reads_once
 from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder
 from .train_encoder import ENCODER_FILE, LORA_FILE
@@ -69,20 +70,21 @@ class EncodedModel:
 
 
 def encoded_models(
-    folders: Mapping[str, Path | None], weights: Mapping[str, Tensor], chunk_frames: int
+    folders: Mapping[str, Path | None], weights: Mapping[str, Tensor], chunk_frames: int, family: Family = "wan"
 ) -> tuple[EncodedModel, ...]:
     """The rows of encoders that `longreel train encoder` left in `folders`, by name, and those without training.
 
     None in place of a folder is the encoder that ships.
 
-    Raises ValueError for a folder without an encoder, or with one of another model.
+    Raises ValueError for a folder without an encoder, or with one of another model; `train encoder` makes them for Wan alone.
     """
-    base = build_tiny_wan(weights=weights)
+    if folders and family != "wan":
+        raise ValueError("--encoder needs the tiny Wan, got the tiny HunyuanVideo. Leave --family or --encoder out.")
+    base = build_tiny_wan(weights=weights) if family == "wan" else build_tiny_hunyuan(weights=weights)
     window = WINDOW_CHUNKS * chunk_frames
-    width = int(base.model.diffusion_model.dim)
     made = []
     for own_prompts, name in zip((True, False), WHOLE, strict=True):
-        spec = EncoderSpec(width, Rate(2, 2, 2), high=False, modulation=Modulation.CLEAN, own_prompts=own_prompts)
+        spec = replace(smaller_frames(Rate(2, 2, 2)), own_prompts=own_prompts, proportional=False)
         # Everything is whole, so the encoder is asked for nothing: no token of it fits into the newest frame.
         made.append(EncodedModel(name, "none", base, encoder_of(spec, {}, HistoryConfig(_ALL, 1))))
     for name, rate in UNTRAINED.items():
@@ -94,6 +96,7 @@ def encoded_models(
                 f"--encoder needs a folder with {ENCODER_FILE} and {LORA_FILE}, got {folder}. Name one that `longreel train "
                 "encoder finetune` wrote."
             )
+        width = int(base.model.diffusion_model.dim)
         if read_spec(path).width != width:
             raise ValueError(
                 f"{path} is of width {read_spec(path).width}, the model of {width}. Take one trained for it."

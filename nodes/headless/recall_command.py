@@ -55,13 +55,14 @@ def _measure(args: argparse.Namespace) -> int:
     set_logging(verbose=False)
     host = boot_host(args.device)
     from .bench_encoder import encoded_models
-    from .bench_recall import LATENT_SIZE, RecallRun, TinyModel, bench_settings, load_weights
+    from .bench_recall import LATENT_SIZE, RecallRun, TinyModel, bench_settings, family_in, load_weights
     from .machine import machine
 
     model = TinyModel(args.weights, args.family)
     if bench.compare == ENCODERS:
         folders = dict(zip(bench.encoders, args.encoder or (None,), strict=False))
-        model.encoded = encoded_models(folders, load_weights(args.weights, "wan"), bench.chunk_frames)
+        family = args.family or family_in(args.weights)
+        model.encoded = encoded_models(folders, load_weights(args.weights, family), bench.chunk_frames, family)
     settings = bench_settings(bench, model)
     kept = None if args.json is None else args.json.with_suffix(".samples.jsonl")
     samples = Samples(kept, settings, source_commit())
@@ -130,7 +131,7 @@ def _recall_bench(args: argparse.Namespace) -> RecallBench:
     chosen |= {"policies": tuple(args.policy or ()), "steps": args.steps}
     if args.encoder:
         chosen["encoders"] = _encoder_names(args.encoder, args.compare)
-    elif args.compare == ENCODERS and args.weights is None:
+    elif args.compare == ENCODERS and args.weights is None and args.family != "hunyuan":
         chosen["encoders"] = (SHIPPED_ENCODER,)
     return dataclasses.replace(bench, films=films, drift_films=min(films, drift), **chosen)
 

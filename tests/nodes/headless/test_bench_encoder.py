@@ -34,6 +34,7 @@ from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 from longreel.nodes.headless.train_encoder import ENCODER_FILE, LORA_FILE
 from longreel.nodes.host.build import TinyWanSpec, host_modules
+from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
 
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=5)
 CHUNKS, SIZE = 5, 3
@@ -134,6 +135,23 @@ def test_encoders_are_rows_beside_the_causal_model(
     assert "| mine | 24 |" in said
     assert main([*command, "--encoder", str(tmp_path)]) != 0
     assert "needs a folder with encoder.safetensors" in capsys.readouterr().err
+
+
+def test_hunyuanvideo_has_the_rows_that_need_no_training(
+    host: Host, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = TinyHunyuanSpec(width=128, double_layers=1, single_layers=1)
+    save_weights(new_hunyuan(spec).state_dict(), tmp_path, "hunyuan")
+    smallest = RecallBench(films=2, cells=(Cell(CHUNKS, 4),), drift_films=0, characters=4)
+    monkeypatch.setattr(recall_command, "QUICK", smallest)
+    command = ["bench", "recall", "--quick", "--characters", "4", "--chunk-frames", "3", "--weights", str(tmp_path)]
+    command += ["--compare", ENCODERS, "--policy", WHOLE[0], "--policy", "smaller frames 2x2x2"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert WHOLE[0] in said
+    assert "smaller frames 2x2x2" in said
+    assert main([*command, "--encoder", str(folder / "mine")]) != 0
+    assert "--encoder needs the tiny Wan, got the tiny HunyuanVideo" in capsys.readouterr().err
 
 
 def test_the_encoder_that_ships_brings_back_who_was_seen_once(host: Host) -> None:
