@@ -110,13 +110,15 @@ class _Join:
         return torch.cat([call(q[:, :own], k[:, :words], v[:, :words]), torch.cat(theirs)], dim=1)
 
     def _counted(self, q: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """A mask under which a token of history counts as often as it should: proportional attention (ToMe, Bolya et al. 2023)."""
+        """A mask under which a token of history counts as often as it should: proportional attention (ToMe, Bolya et al. 2023).
+
+        It has one row for all readers, as the host's own masks of words have: kernels that pad a mask would write out all rows.
+        """
         if self.history.counts is None:
             return {}
         if self._bias is None:
-            bias = q.new_zeros(1, 1, 1, q.shape[1])
-            bias[..., self.own_tokens :] = self.history.counts.log().to(q)
-            self._bias = bias.expand(1, 1, q.shape[1], -1)
+            self._bias = q.new_zeros(1, 1, 1, q.shape[1])
+            self._bias[..., self.own_tokens :] = self.history.counts.log().to(q)
         return {"mask": self._bias if mask is None else mask + self._bias}
 
     def positions(self, own: Tensor) -> Tensor:
