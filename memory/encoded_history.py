@@ -350,3 +350,11 @@ class HistorySession:
         if history is not self._kept_of:
             self._kept, self._kept_of = {}, history
         return self._kept
+
+    def forget(self) -> None:
+        """Let go of what was kept: the next call keeps it anew."""
+        self._kept, self._kept_of = {}, None
+
+    def room(self, device: torch.device) -> Tensor:
+        """As many bytes on the device as the run may need, held as long as this is."""
+        return torch.empty(self.peak_bytes, dtype=torch.uint8, device=device)
