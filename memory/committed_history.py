@@ -58,6 +58,12 @@ class Commits:
         """Parts whose keys and values are there."""
         return frozenset(self._kept)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all keys and values that are there."""
+        layers = (pieces for kept in self._kept.values() for pieces in kept.values())
+        return sum(keys.nbytes + values.nbytes for pieces in layers for keys, values in pieces)
+
     def knows(self, key: PartKey) -> bool:
         """Whether this part waits or was committed."""
         return key in self._known

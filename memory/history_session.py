@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
+from torch import Tensor
 
 from .committed_history import KeptLayers
 from .encoded_history import EncodedHistory, History
@@ -62,3 +63,16 @@ class HistorySession:
         if history is not self._kept_of:
             self._kept, self._kept_of = {}, history
         return self._kept
+
+    def forget(self) -> None:
+        """Let go of what was kept for a chunk: the next call keeps it anew."""
+        self._kept, self._kept_of = {}, None
+
+    @property
+    def coming_bytes(self) -> int:
+        """Bytes on the card that the run may still take: all but what is committed."""
+        return self.peak_bytes - (0 if self.history.commits is None else self.history.commits.bytes)
+
+    def room(self, device: torch.device) -> Tensor:
+        """So many bytes on the device, held as long as this is."""
+        return torch.empty(max(0, self.coming_bytes), dtype=torch.uint8, device=device)

@@ -243,15 +243,23 @@ class _HistoryOfRun:
 def _with_longer_sequence(
     executor: Callable[..., Any], model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """PREPARE_SAMPLING: the host reckons with the tokens of history as with more frames."""
+    """PREPARE_SAMPLING: the host reckons with the tokens of history as with more frames, and what is to be kept of it is not free."""
     session: HistorySession | None = kwargs["model_options"]["transformer_options"].get(HISTORY)
-    if session is not None:
-        if session.kept_layers:
-            needed = session.peak_bytes + comfy.model_management.minimum_inference_memory()
-            comfy.model_management.free_memory(needed, model.load_device)
-        batch, channels, frames, *size = noise_shape
-        noise_shape = [batch, channels, frames + -(-session.tokens // session.frame_tokens), *size]
-    return executor(model, noise_shape, *args, **kwargs)
+    if session is None:
+        return executor(model, noise_shape, *args, **kwargs)
+    batch, channels, frames, *size = noise_shape
+    longer = [batch, channels, frames + -(-session.tokens // session.frame_tokens), *size]
+    if not session.kept_layers:
+        return executor(model, longer, *args, **kwargs)
+    # This is between chunks: the next one reads another history. The host fills what is free with weights.
+    session.forget()
+    needed = session.coming_bytes + comfy.model_management.minimum_inference_memory()
+    comfy.model_management.free_memory(needed, model.load_device)
+    room = session.room(model.load_device)
+    try:
+        return executor(model, longer, *args, **kwargs)
+    finally:
+        del room
 
 
 def _with_tokens(

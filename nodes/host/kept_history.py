@@ -46,7 +46,10 @@ def _keep(
         made: Tensor = call(q, k, v, *args, **told, **settings)
         return made
     own = q.shape[1] - tokens
-    masks = ({}, {}) if mask is None else ({"mask": mask[..., :own, :]}, {"mask": mask[..., own:, own:]})
+    masks: tuple[dict[str, Tensor], ...] = ({}, {})
+    if mask is not None:
+        first, behind = (mask, mask) if mask.shape[-2] == 1 else (mask[..., :own, :], mask[..., own:, :])
+        masks = ({"mask": first}, {"mask": behind[..., own:]})
     kept[layer] = [(k[:1, own:].clone(), v[:1, own:].clone())]
     return torch.cat(
         [
@@ -100,5 +103,5 @@ class _Reader:
             return None if mask is None else pad(mask, (0, k.shape[1] - q.shape[1]))
         if self._mask is None:
             own = q.new_zeros(1, 1, 1, q.shape[1])
-            self._mask = torch.cat([own, counts.log().to(q).expand(1, 1, 1, -1)], dim=-1).expand(1, 1, q.shape[1], -1)
+            self._mask = torch.cat([own, counts.log().to(q).expand(1, 1, 1, -1)], dim=-1)
         return self._mask if mask is None else self._mask + pad(mask, (0, len(counts)))

@@ -110,13 +110,15 @@ class _Join:
         return torch.cat([call(q[:, :own], k[:, :words], v[:, :words]), torch.cat(theirs)], dim=1)
 
     def _counted(self, q: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """A mask under which a token of history counts as often as it should: proportional attention (ToMe, Bolya et al. 2023)."""
+        """A mask under which a token of history counts as often as it should: proportional attention (ToMe, Bolya et al. 2023).
+
+        It has one row for all readers, as the host's own masks of words have: kernels that pad a mask would write out all rows.
+        """
         if self.history.counts is None:
             return {}
         if self._bias is None:
-            bias = q.new_zeros(1, 1, 1, q.shape[1])
-            bias[..., self.own_tokens :] = self.history.counts.log().to(q)
-            self._bias = bias.expand(1, 1, q.shape[1], -1)
+            self._bias = q.new_zeros(1, 1, 1, q.shape[1])
+            self._bias[..., self.own_tokens :] = self.history.counts.log().to(q)
         return {"mask": self._bias if mask is None else mask + self._bias}
 
     def crossed(self, layer: int, x: Tensor) -> Tensor:
@@ -136,9 +138,11 @@ class _Join:
         return self._positions
 
     def modulation(self, own: Tensor) -> Tensor:
-        """Shifts, scales and gates `[B, N, 6, C]` for the host's `own`, each for an equal share of the L + M tokens.
+        """Shifts, scales and gates `[B, N, 6, C]` for the host's `own`, each for an equal share of the L + M tokens, the last for what
+        is left of one.
 
-        One for all is left as it is. Where history has its own, they are told in the longest stretches that fit both.
+        One for all is left as it is. Where history has its own, they are told in the longest stretches that fit both: one for every
+        token would take more of the card than all tokens do.
         """
         if own.shape[1] == 1 and self.history.modulation is Modulation.TARGET:
             return own
@@ -150,11 +154,13 @@ class _Join:
         tokens, levels = self.own_tokens, self.history.levels
         if tokens % own.shape[1]:
             own = repeat_e(own, own.new_empty(1, tokens))
-        stretch = math.gcd(tokens // own.shape[1], *(level.tokens for level in levels))
+        common = math.gcd(tokens // own.shape[1], *(level.tokens for level in levels[:-1]))
+        total = tokens + self.history.tokens.shape[1]
+        stretch = next(size for size in range(common, 0, -1) if common % size == 0 and _repeated(total, size))
         own = own.repeat_interleave(tokens // own.shape[1] // stretch, dim=1)
         theirs = [
             (own[:, -1:] if modulation is Modulation.TARGET else self._clean(own)).expand(
-                own.shape[0], count // stretch, -1, -1
+                own.shape[0], -(-count // stretch), -1, -1
             )
             for count, modulation in levels
         ]
@@ -190,6 +196,12 @@ def rope_table(network: Any, rope_options: dict[str, float], positions: Tensor, 
     places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
     tables: Tensor = network.rope_embedder(places if places.ndim == 3 else places[None])
     return tables.mean(dim=0, keepdim=True).movedim(1, 2).to(like.dtype)
+
+
+def _repeated(tokens: int, stretch: int) -> bool:
+    """Whether the host's `repeat_e` gives each of so few modulations a stretch of this size, the last one cut short."""
+    count = -(-tokens // stretch)
+    return stretch == -(-tokens // count)
 
 
 class _Layer:

@@ -326,6 +326,12 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, number: float) 
     refused(write(tmp_path / "nan.safetensors", weights), "finite numbers", "high.project.weight")
 
 
+def test_weights_of_eight_bits_are_read(tmp_path: Path) -> None:
+    weights = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in made(TINY).state_dict().items()}
+    _, loaded = read_encoder(write(tmp_path / "small.safetensors", weights))
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float8_e4m3fn}
+
+
 def test_weights_that_are_whole_numbers_are_refused(tmp_path: Path) -> None:
     weights = {name: tensor.to(torch.int32) for name, tensor in made(TINY).state_dict().items()}
     refused(write(tmp_path / "int.safetensors", weights), "finite numbers", "torch.int32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from encoders import FRAME, OWN, SPEC, encoders_in, lively_wan, three_shots
 from film import film_on_disk, planned
 from hunyuan_film import words
@@ -19,11 +21,13 @@ from torch import Tensor
 
 from longreel.memory.encoded_history import HistoryConfig
 from longreel.memory.encoder_spec import Modulation, Rate
-from longreel.memory.history_session import Reading
+from longreel.memory.history_session import HistorySession, Reading
 from longreel.nodes.film import Film
+from longreel.nodes.host.build import build_tiny_vae
 from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, build_tiny_hunyuan
 from longreel.nodes.host.encoder_check import check_encoder
 from longreel.nodes.host.encoder_model import LoadedEncoder
+from longreel.nodes.host.keys import HISTORY
 
 OVERRIDE = "optimized_attention_override"
 
@@ -130,6 +134,48 @@ def test_it_is_another_setting_and_takes_more_of_the_card(
     assert "read_once" not in anew._memory_settings()
     small, large = (read_peak(each, tmp_path / name) for each, name in ((anew, "anew"), (kept, "kept")))
     assert large == small * (1 + SPEC.layers)
+
+
+def test_what_will_be_kept_is_not_free_while_the_host_loads_the_model(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    """Before the film, and wherever the VAE was in between; what an earlier chunk kept is gone by then."""
+    found: list[tuple[int, int]] = []
+
+    def held(bytes_held: int) -> int:
+        bare = [each for each in gc.get_objects() if type(each) is Tensor and each.dtype == torch.uint8]
+        return [each.nbytes for each in bare].count(bytes_held)
+
+    def watch(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        session: HistorySession = kwargs["model_options"]["transformer_options"][HISTORY]
+        current = session.history.current
+        found.append((held(session.peak_bytes), 0 if current is None else len(session.kept(current))))
+        return executor(*args, **kwargs)
+
+    watched = three_shots(model, once(), vae=build_tiny_vae())
+    watched.remembering.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "watch", watch)
+    peak = read_peak(watched, tmp_path)
+    assert len(found) > 1
+    assert set(found) == {(1, 0)}
+    assert held(peak) == 0
+
+
+@pytest.mark.parametrize("reading", [Reading.EVERY_STEP, Reading.ONCE_A_CHUNK])
+def test_a_mask_under_which_history_counts_has_one_row_for_all_readers(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path, reading: Reading
+) -> None:
+    shapes: set[tuple[int, ...]] = set()
+
+    def watch(attention: Any, *args: Any, mask: Tensor | None = None, **settings: Any) -> Tensor:
+        if mask is not None:
+            shapes.add(tuple(mask.shape[:-1]))
+        made: Tensor = attention(*args, mask=mask, **settings)
+        return made
+
+    watched = model.clone()
+    watched.model_options["transformer_options"][OVERRIDE] = watch
+    three_shots(watched, replace(once(proportional=True), reading=reading)).make(tmp_path)
+    assert shapes == {(1, 1, 1)}
 
 
 def read_peak(film: Film, root: Path) -> int:
