@@ -126,16 +126,34 @@ class VideoFilms:
 
     def clips(self, count: int, seed: int, step: int, held_out: bool = False) -> FilmClips:
         """So many random stretches, whose last captions have equally many words, so that none has to be padded."""
+        latents, prompts = self._cut(self._chosen(count, seed, step, held_out))
+        return FilmClips(
+            latents, torch.zeros(latents[:, 0].shape), torch.stack([film[-1] for film in prompts]), prompts
+        )
+
+    def others(self, count: int, seed: int, step: int) -> tuple[Tensor, list[list[Tensor]]]:
+        """For each of the held-out `clips` a stretch of another film: latents `[B, 16, T, h, w]`, and the words of every frame.
+
+        It comes from another video's end; where there is one video, from the part of it that is not measured.
+        """
+        rng = random.Random(f"{seed} others {step}")
+        unseen, seen = self._places(held_out=True), self._places(held_out=False)
+        chosen = []
+        for video, _ in self._chosen(count, seed, step, held_out=True):
+            elsewhere = [place for place in unseen if place[0] != video]
+            chosen.append(rng.choice(elsewhere or seen))
+        return self._cut(chosen)
+
+    def _chosen(self, count: int, seed: int, step: int, held_out: bool) -> list[tuple[int, int]]:
         rng = random.Random(f"{seed} {'unseen' if held_out else 'videos'} {step}")
         places = self._places(held_out)
         first = rng.choice(places)
         alike = [place for place in places if self._last_words(place) == self._last_words(first)]
-        chosen = [first, *rng.choices(alike, k=count - 1)]
-        latents = torch.stack([self._latents[video][:, start : start + self.frames] for video, start in chosen])
-        prompts = [self._prompts[video][start : start + self.frames] for video, start in chosen]
-        return FilmClips(
-            latents, torch.zeros(latents[:, 0].shape), torch.stack([film[-1] for film in prompts]), prompts
-        )
+        return [first, *rng.choices(alike, k=count - 1)]
+
+    def _cut(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, list[list[Tensor]]]:
+        latents = torch.stack([self._latents[video][:, start : start + self.frames] for video, start in places])
+        return latents, [self._prompts[video][start : start + self.frames] for video, start in places]
 
     def _last_words(self, place: tuple[int, int]) -> int:
         video, start = place

@@ -76,7 +76,7 @@ def _sk_videos() -> list[CaptionedVideo]:
 def _captions_of(path: Path) -> tuple[Caption, ...]:
     beside = path.with_suffix(".txt")
     try:
-        text = beside.read_text(encoding="utf-8") if beside.is_file() else ""
+        text = beside.read_text(encoding="utf-8-sig") if beside.is_file() else ""
         return parse_captions(text)
     except ValueError as error:
         raise ValueError(f"{path.name} needs a caption in {beside.name} beside it: {error}") from error

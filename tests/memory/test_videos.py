@@ -112,6 +112,11 @@ def test_a_frame_has_the_caption_that_began_last() -> None:
     assert video.prompts(6) == ["a wall"] * 5 + ["it falls"]
 
 
+def test_captions_that_an_editor_saved_with_a_mark_of_its_own_are_read(tmp_path: Path) -> None:
+    video = captioned(tmp_path, "\ufeff0:00 a wall\n0:01 it falls")
+    assert video.captions == (Caption(0.0, "a wall"), Caption(1.0, "it falls"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -200,6 +205,18 @@ def test_the_same_step_shows_the_same_stretches_and_another_seed_others() -> Non
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert films.name.startswith("1 video ")
+
+
+def test_another_film_is_another_video_and_of_one_video_a_part_that_is_not_measured() -> None:
+    two, one = films_of_lengths(6, 40), films_of_lengths(6)
+    for step in range(20):
+        own, (latents, prompts) = two.clips(2, 0, step, held_out=True), two.others(2, 0, step)
+        assert latents.shape == own.latents.shape
+        assert [len(film) for film in prompts] == [3, 3]
+        videos, others = (films[:, 0, 0, 0, 0] // 100 for films in (own.latents, latents))
+        assert (videos != others).all()
+        assert latents[:, 0, :, 0, 0].max() >= 132 or not others.any()
+    assert one.others(2, 0, 0)[0][:, 0, :, 0, 0].tolist() == [[0, 1, 2], [0, 1, 2]]  # its end is 3, 4, 5
 
 
 def test_frames_of_one_caption_share_their_words() -> None:
