@@ -6,6 +6,7 @@ import struct
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -75,6 +76,28 @@ def test_time_is_that_of_the_video_whatever_its_rate(tmp_path: Path, fps: int, p
     assert video.shape[1] == 33
     shown = torch.tensor([moment * fps // 16 for moment in range(33)])
     assert (video - ((shown * 2 + 40) / 127.5 - 1)[:, None, None]).abs().max() < CODED_GREY
+
+
+def test_a_video_whose_times_are_rounded_to_milliseconds_shows_every_picture_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "wall.mkv"
+    with av.open(str(write_video(tmp_path / "wall.mp4"))) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    assert torch.equal(read_video(path, SIZE), read_video(tmp_path / "wall.mp4", SIZE))
+
+
+def test_pictures_without_times_are_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "wall.mp4"
+    with av.open(str(path), "w", format="h264") as raw:
+        stream = raw.add_stream("libx264", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        raw.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 64, 3), np.uint8), format="rgb24")))
+        raw.mux(stream.encode(None))
+    with pytest.raises(ValueError, match=r"wall\.mp4 has no pictures that say when they are shown"):
+        read_video(path, SIZE)
 
 
 def test_a_video_that_was_filmed_sideways_is_turned_upright(tmp_path: Path) -> None:
