@@ -88,6 +88,11 @@ def _kept(path: Path) -> Tensor | None:
         return None
 
 
+def _held_out(total: int, frames: int) -> int:
+    """How many of all latent frames of a video no training on stretches of `frames` sees."""
+    return max(frames, int(HELD_OUT * total))
+
+
 class VideoFilms:
     """Stretches of `frames` latent frames out of videos; the end of every video is kept for measuring.
 
@@ -114,12 +119,17 @@ class VideoFilms:
         known = {prompt: embed_text(prompt)[0] for prompt in set(video.prompts)}
         return [known[prompt] for prompt in video.prompts]
 
+    def seen_in(self, frames: int) -> bool:
+        """Whether a training on stretches of so many frames of these videos saw a part of what is measured here."""
+        totals = [latents.shape[1] for latents in self._latents]
+        return any(_held_out(total, frames) < _held_out(total, self.frames) for total in totals)
+
     def _places(self, held_out: bool) -> list[tuple[int, int]]:
         """Every video and first frame of a stretch."""
         places = []
         for number, latents in enumerate(self._latents):
             total = latents.shape[1]
-            end = total - max(self.frames, int(HELD_OUT * total))
+            end = total - _held_out(total, self.frames)
             starts = range(end, total - self.frames + 1) if held_out else range(end - self.frames + 1)
             places += [(number, start) for start in starts]
         return places

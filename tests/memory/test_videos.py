@@ -242,6 +242,13 @@ def test_another_film_is_another_video_and_of_one_video_a_part_that_is_not_measu
     assert one.others(2, 0, 0)[0][:, 0, :, 0, 0].tolist() == [[0, 1, 2], [0, 1, 2]]  # its end is 3, 4, 5
 
 
+def test_longer_stretches_than_those_of_a_training_begin_in_what_it_saw_of_short_videos() -> None:
+    films = films_of_lengths(40, frames=8)  # its last fifth
+    assert not films.seen_in(3)
+    assert not films.seen_in(8)
+    assert films_of_lengths(40, 16, frames=8).seen_in(3)
+
+
 def test_frames_of_one_caption_share_their_words() -> None:
     prompts = films_of_lengths(8, frames=4).clips(1, 0, 0).prompts[0]
     assert len({id(words) for words in prompts}) <= 2

@@ -151,6 +151,9 @@ def test_an_encoder_learns_from_a_folder_of_videos_in_both_stages(
     (videos / "noise.txt").write_text("0:00 a storm\n0:01 a storm of snow", encoding="utf-8")
     assert main([*train, "pretrain", "--out", str(one), *source]) == 0
     assert "encoding noise.mp4" in capsys.readouterr().out
+    bench = ["bench", "retrieval", "--encoder", str(one), "--out", str(one), *source[:4], "--history-frames", "8"]
+    assert main(bench) == 1
+    assert "error: --history-frames 8 needs other videos than those that one was trained on" in capsys.readouterr().err
     encoder = str(one / "encoder.safetensors")
     assert main([*train, "finetune", "--out", str(two), "--encoder", encoder, *source]) == 0
     assert "What comes next in the parts of the videos that were left out" in capsys.readouterr().out
