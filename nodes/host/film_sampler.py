@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...memory.chunks import Chunk, Plan, chunk_seed
-from ...memory.encoded_history import HistorySession
 from ...memory.encoded_rollout import encoded_rollout
 from ...memory.film_moments import NO_MARKS, Marks
+from ...memory.history_session import HistorySession
 from ...memory.rollout import FinishedChunk, Rollout
 from ...memory.session import RunSession
 from ...memory.transitions import Reach

@@ -38,7 +38,7 @@ def with_history(network: Any, history: History, options: dict[str, Any]) -> dic
     layers = dict(patches.get("dit", {}))
     count = len(network.blocks)
     for layer in range(count):
-        layers[(LAYER, layer)] = _Layer(join, layer == 0, layer == count - 1, layers.get((LAYER, layer)))
+        layers[(LAYER, layer)] = _Layer(join, layer, layer == count - 1, layers.get((LAYER, layer)))
     return {**options, "patches_replace": {**patches, "dit": layers}}
 
 
@@ -121,12 +121,20 @@ class _Join:
             self._bias[..., self.own_tokens :] = self.history.counts.log().to(q)
         return {"mask": self._bias if mask is None else mask + self._bias}
 
+    def crossed(self, layer: int, x: Tensor) -> Tensor:
+        """What came out of a layer, where the frames being made read the encoder's hidden states behind it."""
+        if self.history.cross is None:
+            return x
+        own, theirs = x[:, : self.own_tokens], x[:, self.own_tokens :]
+        return torch.cat([own + self.history.cross(layer, own), theirs], dim=1)
+
     def positions(self, own: Tensor) -> Tensor:
         """Rotary table `[1, L + M, 1, D / 2, 2, 2]` for the host's table `own` of the frames being made."""
         if self._positions is None:
             if self.history.target_frames is not None:
                 own = self._at_times(own, self.history.target_frames)
-            self._positions = torch.cat([own, self._rope(self.history.positions, own)], dim=1)
+            theirs = rope_table(self.network, self.rope_options, self.history.positions, own)
+            self._positions = torch.cat([own, theirs], dim=1)
         return self._positions
 
     def modulation(self, own: Tensor) -> Tensor:
@@ -168,21 +176,26 @@ class _Join:
         """The host's table with the time of each frame replaced."""
         still = torch.zeros(len(frames), 3, device=own.device)
         still[:, 0] = frames.to(own.device)
-        turned = self._rope(still, own)[:, :, None]  # [1, T, 1, 1, D / 2, 2, 2]
+        turned = rope_table(self.network, self.rope_options, still, own)[:, :, None]  # [1, T, 1, 1, D / 2, 2, 2]
         pairs = self.network.rope_embedder.axes_dim[0] // 2
         table: Tensor = own.unflatten(1, (len(frames), -1)).clone()
         table[..., :pairs, :, :] = turned[..., :pairs, :, :]
         return table.flatten(1, 2)
 
-    def _rope(self, positions: Tensor, like: Tensor) -> Tensor:
-        """Positions are scaled and shifted as the host does it with its own, but never rounded to the model's type."""
-        scale, shift = (
-            torch.tensor([float(self.rope_options.get(f"{what}_{axis}", none)) for axis in "tyx"], device=like.device)
-            for what, none in (("scale", 1.0), ("shift", 0.0))
-        )
-        places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
-        tables: Tensor = self.network.rope_embedder(places if places.ndim == 3 else places[None])
-        return tables.mean(dim=0, keepdim=True).movedim(1, 2).to(like.dtype)
+
+def rope_table(network: Any, rope_options: dict[str, float], positions: Tensor, like: Tensor) -> Tensor:
+    """Rotations `[1, M, 1, D / 2, 2, 2]` of `positions` `[M, 3]`, as the host has them `like` its own.
+
+    Positions are scaled and shifted as the host does it with its own, but never rounded to the model's type. Of several for each
+    token `[n, M, 3]` it is the mean.
+    """
+    scale, shift = (
+        torch.tensor([float(rope_options.get(f"{what}_{axis}", none)) for axis in "tyx"], device=like.device)
+        for what, none in (("scale", 1.0), ("shift", 0.0))
+    )
+    places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
+    tables: Tensor = network.rope_embedder(places if places.ndim == 3 else places[None])
+    return tables.mean(dim=0, keepdim=True).movedim(1, 2).to(like.dtype)
 
 
 def _repeated(tokens: int, stretch: int) -> bool:
@@ -194,13 +207,13 @@ def _repeated(tokens: int, stretch: int) -> bool:
 class _Layer:
     """Stands around one layer, and around whatever replaced it before."""
 
-    def __init__(self, join: _Join, first: bool, last: bool, replaced: Callable[..., dict[str, Any]] | None) -> None:
-        self._join, self._first, self._last, self._replaced = join, first, last, replaced
+    def __init__(self, join: _Join, number: int, last: bool, replaced: Callable[..., dict[str, Any]] | None) -> None:
+        self._join, self._number, self._last, self._replaced = join, number, last, replaced
 
     def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         """The host's `args` of a layer, to its output."""
         join = self._join
-        img = join.enter(args["img"]) if self._first else args["img"]
+        img = join.enter(args["img"]) if self._number == 0 else args["img"]
         longer = {
             **args,
             "img": img,
@@ -210,4 +223,5 @@ class _Layer:
             "transformer_options": join.options(args["transformer_options"]),
         }
         out = extra["original_block"](longer) if self._replaced is None else self._replaced(longer, extra)
-        return {**out, "img": out["img"][:, : join.own_tokens]} if self._last else out
+        made = join.crossed(self._number, out["img"])
+        return {**out, "img": made[:, : join.own_tokens] if self._last else made}
