@@ -68,7 +68,7 @@ def _keep(
     if layer not in kept:
         kept[layer] = [(k, v)]
         if counts is not None:
-            bias = counts.log().to(q).expand(1, 1, q.shape[1], -1)
+            bias = counts.log().to(q).expand(1, 1, 1, -1)
             mask = bias if mask is None else mask + bias
     told = {} if mask is None else {"mask": mask}
     made: Tensor = call(q, k, v, *args, **told, **settings)

@@ -251,8 +251,7 @@ def _with_longer_sequence(
     longer = [batch, channels, frames + -(-session.tokens // session.frame_tokens), *size]
     if not session.kept_layers:
         return executor(model, longer, *args, **kwargs)
-    # This is between chunks: the next one reads another history. The host fills what is free with weights.
-    session.forget()
+    # The host fills what is free with weights.
     needed = session.coming_bytes + comfy.model_management.minimum_inference_memory()
     comfy.model_management.free_memory(needed, model.load_device)
     room = session.room(model.load_device)

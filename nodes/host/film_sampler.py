@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...memory.chunks import Chunk, Plan, chunk_seed
-from ...memory.encoded_history import EncodedHistory
 from ...memory.encoded_rollout import encoded_rollout
 from ...memory.film_moments import NO_MARKS, Marks
+from ...memory.history_session import HistorySession
 from ...memory.rollout import FinishedChunk, Rollout
 from ...memory.session import RunSession
 from ...memory.transitions import Reach
@@ -124,13 +124,20 @@ class FilmSampler(comfy.samplers.Sampler):
             return steps.to_device(self.load(index))
 
         if HISTORY in options:
-            history: EncodedHistory = options[HISTORY].history
+            session: HistorySession = options[HISTORY]
             words = [steps.to_device(prompt) for prompt in guider.prompts]
             prompts = list(zip(words, [steps.to_device(pooled) for pooled in guider.pooled_prompts], strict=True))
+
+            def denoise(chunk: Chunk) -> Tensor:
+                try:
+                    return steps.denoise(chunk)
+                finally:
+                    session.forget()  # the next chunk reads another history, and a VAE may need the room before
+
             return encoded_rollout(
-                history,
+                session.history,
                 self.plan,
-                steps.denoise,
+                denoise,
                 load,
                 self.reaches,
                 start,

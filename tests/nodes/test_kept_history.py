@@ -139,7 +139,7 @@ def test_it_is_another_setting_and_takes_more_of_the_card(
 def test_what_will_be_kept_is_not_free_while_the_host_loads_the_model(
     model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path
 ) -> None:
-    """Before the film, and wherever the VAE was in between; what an earlier chunk kept is gone by then."""
+    """Before the film, and wherever the VAE was in between; what a chunk kept is gone by then."""
     found: list[tuple[int, int]] = []
 
     def held(bytes_held: int) -> int:
