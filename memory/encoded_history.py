@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .committed_history import WINDOW, Commits, PartKey, Segment
+from .cross_attention import CrossReader, together
 from .encoder import token_positions
 from .encoder_spec import PATCH, EncoderSpec, Modulation
 from .packed_encoder import GROUPS, PLACES, REACH, PackedSpec, TokenSpec
@@ -57,7 +59,7 @@ class History(NamedTuple):
     being made where they are not simply 0, 1, 2, ... `modulation` is the noise level that all tokens are told, or stretches of them.
     `prompts` are what each film of the batch reads token by token, one film's for all of them, or nothing, where history reads
     the prompt of the frames being made. `counts` `[M]` says how many of the model's own tokens each is to count as in
-    attention; None is one each.
+    attention; None is one each. `cross` is what every layer adds to the frames being made, or None.
     """
 
     tokens: Tensor
@@ -66,6 +68,7 @@ class History(NamedTuple):
     target_frames: Tensor | None = None
     prompts: tuple[tuple[Stretch, ...], ...] = ()
     counts: Tensor | None = None
+    cross: CrossReader | None = None
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -103,32 +106,45 @@ def token_counts(spec: EncoderSpec, parts: Sequence[int], window: bool) -> Tenso
 class FilmEncoder(NamedTuple):
     """An encoder as one film reads through it.
 
-    `encode` turns latents `[1, C, n, H, W]` into tokens `[1, M, width]`: n is a multiple of the encoder's frames, or what
-    FramePack's kind reaches.
+    `encode` turns latents `[1, C, n, H, W]` into tokens `[1, M, width + hidden_width]`: n is a multiple of the encoder's frames, or
+    what FramePack's kind reaches. `cross` reads the hidden states `[1, M, hidden_width]` that lie behind them.
     """
 
     spec: TokenSpec
     longest_frames: int | None
     encode: Callable[[Tensor], Tensor]
+    cross: Callable[[Tensor], CrossReader] | None = None
 
 
 class _Part(NamedTuple):
     """Neighbouring tokens `[1, n, width]` of one encoder, their positions `[n, 3]` or several `[4, n, 3]`, the frame whose prompt they are to
-    read, and how many of the model's own tokens each stands for."""
+    read, how many of the model's own tokens each stands for, the number of the encoder, and its hidden states `[1, n, hidden]`, if any."""
 
     spec: TokenSpec
     tokens: Tensor
     positions: Tensor
     frame: int
     stands_for: int
+    number: int
+    hidden: Tensor | None = None
+
+    @property
+    def key(self) -> PartKey:
+        """Which part of the film's history it is."""
+        return PartKey(self.number, self.frame)
+
+    @property
+    def counts(self) -> Tensor:
+        """How often each token counts `[n]`."""
+        return torch.full((self.tokens.shape[1],), float(self.stands_for if self.spec.proportional else 1))
 
 
 class _Told:
     """The film as one encoder tells it: tokens of every stretch, oldest first, and the newest frames, too few for a token yet."""
 
-    def __init__(self, encoder: FilmEncoder, spec: EncoderSpec) -> None:
-        self.encoder, self._spec = encoder, spec
-        self._encoded: list[tuple[int, Tensor]] = []  # first frame and tokens
+    def __init__(self, encoder: FilmEncoder, spec: EncoderSpec, number: int) -> None:
+        self.encoder, self._spec, self._number = encoder, spec, number
+        self._encoded: list[tuple[int, Tensor]] = []  # first frame, and what `encode` made
         self._waiting: Tensor | None = None
 
     def append(self, latents: Tensor, film: int) -> None:
@@ -148,17 +164,23 @@ class _Told:
         oldest = bank_from if longest is None else max(bank_from, film - longest)
         grid = spec.grid(spec.rate.frames, *size)
         return [
-            _Part(spec, tokens, token_positions(spec, grid, first - film), first, math.prod(spec.rate))
-            for first, tokens in self._encoded
+            self._part(token_positions(spec, grid, first - film), first, told)
+            for first, told in self._encoded
             if first >= oldest
         ]
+
+    def _part(self, positions: Tensor, first: int, told: Tensor) -> _Part:
+        spec = self._spec
+        tokens, hidden = told.split([told.shape[-1] - spec.hidden_width, spec.hidden_width], dim=-1)
+        stands_for = math.prod(spec.rate)
+        return _Part(spec, tokens, positions, first, stands_for, self._number, hidden if spec.hidden_width else None)
 
 
 class _Packed:
     """The film as embeddings of FramePack's kind tell it: its newest frames, anew whenever it goes on."""
 
-    def __init__(self, encoder: FilmEncoder) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: FilmEncoder, number: int) -> None:
+        self._encoder, self._number = encoder, number
         self._newest: Tensor | None = None
 
     def append(self, latents: Tensor, film: int) -> None:
@@ -168,7 +190,7 @@ class _Packed:
 
     def read(self, film: int, size: tuple[int, int], bank_from: int) -> list[_Part]:
         """As `_Told.read`. Where a kernel's frames were not yet there FramePack knows zeros; what holds no frame is left out."""
-        spec, longest, encode = self._encoder
+        spec, longest, encode, _ = self._encoder
         known = min(film - bank_from, REACH if longest is None else longest, REACH)
         if self._newest is None or known < 1:
             return []
@@ -176,7 +198,7 @@ class _Packed:
         tokens = encode(functional.pad(newest, (0, 0, 0, 0, REACH - newest.shape[2], 0)))
         parts = tokens.split([group.tokens(*size) for group in GROUPS], dim=1)
         return [
-            _Part(spec, part, group.positions(*size), max(0, film + group.first), group.factor**3)
+            _Part(spec, part, group.positions(*size), max(0, film + group.first), group.factor**3, self._number)
             for group, part in zip(GROUPS, parts, strict=True)
             if group.told(newest.shape[2])
         ]
@@ -186,15 +208,22 @@ class EncodedHistory:
     """What one film remembers through encoders, one or several at once. State of one run.
 
     The newest `window_frames` are read whole, behind all tokens, as the first encoder would have tokens read; `embed` turns them
-    into the model's own `[1, M, width]`.
+    into the model's own `[1, M, width]`. Where there are `commits` all that is read is to be committed.
     """
 
-    def __init__(self, encoders: Sequence[FilmEncoder], window_frames: int, embed: Callable[[Tensor], Tensor]) -> None:
-        self.encoders, self.window_frames = tuple(encoders), window_frames
+    def __init__(
+        self,
+        encoders: Sequence[FilmEncoder],
+        window_frames: int,
+        embed: Callable[[Tensor], Tensor],
+        commits: Commits | None = None,
+    ) -> None:
+        self.encoders, self.window_frames, self.commits = tuple(encoders), window_frames, commits
         self._told = [
-            _Packed(encoder) if isinstance(encoder.spec, PackedSpec) else _Told(encoder, encoder.spec)
-            for encoder in encoders
+            _Packed(encoder, number) if isinstance(encoder.spec, PackedSpec) else _Told(encoder, encoder.spec, number)
+            for number, encoder in enumerate(encoders)
         ]
+        self._reach = EVERYTHING
         self._embed = embed
         self._window: Tensor | None = None
         self._prompts: list[tuple[Tensor | None, Tensor | None]] = []  # words, and one vector for them, of each frame
@@ -213,12 +242,12 @@ class EncodedHistory:
     @property
     def remembered(self) -> int:
         """Frames that the next ones can read: the whole film, or the longest history and the window."""
-        reaches = [self._film if longest is None else longest for _, longest, _ in self.encoders]
+        reaches = [self._film if longest is None else longest for _, longest, *_ in self.encoders]
         return min(max(*reaches, self.window_frames), self._film)
 
     def most_tokens(self, film_frames: int, height: int, width: int) -> int:
         """Tokens that a film of this many latent frames, and of this size in latents, ever reads at once."""
-        told = [(spec, longest) for spec, longest, _ in self.encoders]
+        told = [(spec, longest) for spec, longest, *_ in self.encoders]
         return most_tokens(told, self.window_frames, film_frames, height, width)
 
     def append(self, latents: Tensor, prompt: Tensor | None = None, pooled: Tensor | None = None) -> None:
@@ -237,11 +266,42 @@ class EncodedHistory:
 
     def begin(self, reach: Reach = EVERYTHING) -> None:
         """Lay out what the next frames read, `current`: nothing of the bank or window that `reach` closes."""
-        parts = [part for told in self._told for part in told.read(self._film, self._size, reach.bank_from)]
+        parts = self._told_parts(reach)
         self.read_frames = self._whole_frames(reach)
-        if self.read_frames:
-            parts += self._window_parts()
-        self.current = self._joined(parts) if parts else None
+        window = self._window_parts() if self.read_frames else []
+        self.current = self._joined([*parts, *window]) if parts or window else None
+        if self.commits is not None:
+            self._commit(self.commits, parts, window)
+        self._reach = reach
+
+    def _told_parts(self, reach: Reach) -> list[_Part]:
+        return [part for told in self._told for part in told.read(self._film, self._size, reach.bank_from)]
+
+    def _commit(self, commits: Commits, read: Sequence[_Part], window: Sequence[_Part]) -> None:
+        """New parts read what the frames that they tell could read of all tokens; no token reads the window."""
+        told = self._told_parts(self._reach) if read or window else []
+        older = [part for part in told if commits.knows(part.key)]
+        for parts in ([part for part in told if not commits.knows(part.key)], window):
+            new = sorted((part for part in parts if not commits.knows(part.key)), key=lambda part: part.frame)
+            for _, same in groupby(new, lambda part: id(self._prompts[part.frame][0])):
+                segment = list(same)
+                commits.add(self._segment(segment, older))
+                older += [] if parts is window else segment
+        commits.current, commits.film = tuple(part.key for part in (*read, *window)), self._film
+        commits.forget(part.key for part in (*told, *read, *window))
+
+    def _segment(self, parts: Sequence[_Part], older: Sequence[_Part]) -> Segment:
+        prompt, _ = self._prompt_of(parts[0])
+        assert prompt is not None
+        return Segment(
+            tuple(part.key for part in parts),
+            tuple(part.tokens.shape[1] for part in parts),
+            torch.cat([part.tokens for part in parts], dim=1),
+            torch.cat([part.positions for part in parts]) + torch.tensor([float(self._film), 0.0, 0.0]),
+            prompt,
+            tuple(part.key for part in older),
+            _counts([*parts, *older]),
+        )
 
     def _window_parts(self) -> list[_Part]:
         assert self._window is not None
@@ -255,6 +315,7 @@ class EncodedHistory:
                 torch.cartesian_prod(torch.tensor([float(frame - self._film)]), rows, columns),
                 frame,
                 1,
+                WINDOW,
             )
             for frame, part in zip(self.read_frames, tokens, strict=True)
         ]
@@ -265,17 +326,22 @@ class EncodedHistory:
             for modulation, same in groupby(parts, lambda part: part.spec.modulation)
         ]
         read = stretches(Stretch(part.tokens.shape[1], *self._prompt_of(part)) for part in parts)
-        counts = [
-            torch.full((part.tokens.shape[1],), float(part.stands_for if part.spec.proportional else 1))
-            for part in parts
-        ]
         return History(
             torch.cat([part.tokens for part in parts], dim=1),
             _positions(parts),
             levels[0].modulation if len(levels) == 1 else tuple(levels),
             prompts=(read,) if any(stretch.prompt is not None for stretch in read) else (),
-            counts=torch.cat(counts) if any(part.spec.proportional for part in parts) else None,
+            counts=_counts(parts),
+            cross=self._cross(parts),
         )
+
+    def _cross(self, parts: Sequence[_Part]) -> CrossReader | None:
+        readers = []
+        for number, encoder in enumerate(self.encoders):
+            hidden = [part.hidden for part in parts if part.number == number and part.hidden is not None]
+            if encoder.cross is not None and hidden:
+                readers.append(encoder.cross(torch.cat(hidden, dim=1)))
+        return together(readers) if readers else None
 
     def _prompt_of(self, part: _Part) -> tuple[Tensor | None, Tensor | None]:
         if not part.spec.own_prompts:
@@ -291,6 +357,11 @@ class EncodedHistory:
     def _whole_frames(self, reach: Reach) -> tuple[int, ...]:
         kept = 0 if self._window is None else self._window.shape[2]
         return tuple(range(max(self._film - kept, reach.window_from), self._film))
+
+
+def _counts(parts: Sequence[_Part]) -> Tensor | None:
+    """How often each token counts; None is once."""
+    return torch.cat([part.counts for part in parts]) if any(part.spec.proportional for part in parts) else None
 
 
 def _positions(parts: Sequence[_Part]) -> Tensor:
@@ -311,42 +382,3 @@ def most_tokens(
     for spec, longest in told:
         total += spec.tokens(film_frames if longest is None else min(longest, film_frames), height, width)
     return total
-
-
-def history_bytes(tokens: int, width: int, dtype: torch.dtype, kept_layers: int) -> int:
-    """Bytes on the card: tokens are in pieces and joined once for the frames being made, beside what is kept of layers."""
-    return 2 * (1 + kept_layers) * tokens * width * dtype.itemsize
-
-
-KeptLayers = dict[int, tuple[Tensor, Tensor]]
-"""Keys and values `[1, M, width]` of history's tokens in every layer, by its number."""
-
-
-@dataclass(slots=True)
-class HistorySession:
-    """State of one run: the history, the most tokens that it reads at once and their width, and the tokens of a frame being made.
-
-    `kept_layers` is 0, or of how many layers keys and values are kept from the first call for the frames being made to the others.
-    """
-
-    history: EncodedHistory
-    tokens: int
-    width: int
-    frame_tokens: int
-    dtype: torch.dtype
-    kept_layers: int = 0
-    host_bytes: int = 0
-    tier: str = "card"
-    _kept: KeptLayers = field(default_factory=dict)
-    _kept_of: History | None = None
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes on the card."""
-        return history_bytes(self.tokens, self.width, self.dtype, self.kept_layers)
-
-    def kept(self, history: History) -> KeptLayers:
-        """What calls before this one kept of `history`; what was kept of another is forgotten."""
-        if history is not self._kept_of:
-            self._kept, self._kept_of = {}, history
-        return self._kept

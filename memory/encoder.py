@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .cross_attention import CrossAttention
 from .encoder_spec import PATCH, EncoderSpec, LowBranch
 
 Embed = Callable[[Tensor], Tensor]
@@ -32,9 +33,19 @@ class MemoryEncoder(nn.Module):
         self.spec = spec
         branch = HighResolutionBranch if spec.stages else LargePatchifier
         self.high = branch(spec, operations, **factory) if spec.high else None
+        self.cross: CrossAttention | None = None
+        if spec.cross_layers:
+            self.cross = CrossAttention(
+                spec.width, spec.hidden_width, spec.heads, spec.cross_layers, operations, **factory
+            )
 
     def forward(self, latents: Tensor, embed: Embed, low: Tensor | None = None) -> Tensor:
-        """Tokens, frame by frame, row by row. `low` are the latents of the smaller video, where the spec asks for them.
+        """Tokens alone, as `told` has them."""
+        return self.told(latents, embed, low)[..., : self.spec.width or None]
+
+    def told(self, latents: Tensor, embed: Embed, low: Tensor | None = None) -> Tensor:
+        """Tokens, frame by frame, row by row, each with the last hidden state behind it where the model's layers read these:
+        `[B, t * h * w, width + hidden_width]`. `low` are the latents of the smaller video, where the spec asks for them.
 
         Raises ValueError where the latents are too small or `low` is missing or of another size.
         """
@@ -49,8 +60,11 @@ class MemoryEncoder(nn.Module):
         if self.spec.low is LowBranch.VIDEO and (low is None or tuple(low.shape[2:]) != size):
             got = "none" if low is None else str(list(low.shape[2:]))
             raise ValueError(f"This memory encoder needs the latents of a smaller video {list(size)}, got {got}.")
-        parts = []
-        if self.high is not None:
+        parts, hidden = [], None
+        if isinstance(self.high, HighResolutionBranch):
+            hidden = self.high.hidden(latents)
+            parts.append(self.high.shown(hidden, len(latents), grid))
+        elif self.high is not None:
             parts.append(self.high(latents))
         if self.spec.low is LowBranch.LATENTS:
             low = shrink(latents, self.spec)
@@ -58,7 +72,9 @@ class MemoryEncoder(nn.Module):
             parts.append(embed(low)[..., : grid[1], : grid[2]])
         total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         tokens: Tensor = total.flatten(2).transpose(1, 2)
-        return tokens
+        if self.cross is None or hidden is None:
+            return tokens
+        return torch.cat([tokens, hidden.reshape(*tokens.shape[:2], -1).to(tokens)], dim=-1)
 
 
 class HighResolutionBranch(nn.Module):
@@ -88,8 +104,8 @@ class HighResolutionBranch(nn.Module):
         self.norm = operations.LayerNorm(last, **factory)
         self.project = operations.Linear(last, spec.width, **factory)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """`[B, C, T, H, W]` to `[B, width, t, h, w]`."""
+    def hidden(self, latents: Tensor) -> Tensor:
+        """`[B, C, T, H, W]` to the last hidden states `[B * t, h * w, last]`."""
         x = latents.to(self.project.weight.dtype)
         for convolution in self.convolutions:
             x = functional.silu(convolution(x))
@@ -97,8 +113,13 @@ class HighResolutionBranch(nn.Module):
         x = x.permute(0, 2, 3, 4, 1).reshape(batch * frames, rows * columns, -1)  # [B * t, h * w, last]
         for layer in self.attention:
             x = layer(x)
-        tokens: Tensor = self.project(self.norm(x))
-        return tokens.view(batch, frames, rows, columns, -1).permute(0, 4, 1, 2, 3)
+        last: Tensor = self.norm(x)
+        return last
+
+    def shown(self, hidden: Tensor, batch: int, grid: tuple[int, int, int]) -> Tensor:
+        """Hidden states to what they tell the model `[B, width, t, h, w]`."""
+        tokens: Tensor = self.project(hidden)
+        return tokens.view(batch, *grid, -1).permute(0, 4, 1, 2, 3)
 
 
 class LargePatchifier(nn.Module):

@@ -48,7 +48,7 @@ def _read(path: Path, weights: bool) -> tuple[EncoderSpec, dict[str, Tensor]]:
     except SafetensorError as error:
         raise ValueError(f"{path.name} needs to be a safetensors file, got '{error}'. {_REMEDY}") from error
     for name, tensor in loaded.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
             raise ValueError(
                 f"The weights of {path.name} need to be finite numbers, but {name} ({tensor.dtype}) has others: the "
                 "training that made it went wrong, or the file is damaged. Fetch it again, or take another one."

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 PATCH = 2
 """Rows and columns of latents that the model's own embedding joins into a token."""
-LARGEST_WIDTH, LARGEST_STAGE, MOST_LAYERS, LONGEST_TEXT = 16_384, 4_096, 16, 65_536
+LARGEST_WIDTH, LARGEST_STAGE, MOST_LAYERS, MOST_CROSS_LAYERS, LONGEST_TEXT = 16_384, 4_096, 16, 256, 65_536
 """Bounds of what a file may ask for; the widest model that is known has a width of 5,120."""
 
 
@@ -62,7 +62,8 @@ class EncoderSpec:
     Without stages that branch is one large patchifier: a single convolution from latents to the model's width. `high` off leaves the
     low-resolution branch alone, which has no weights of its own and may be for `ANY` model. `own_prompts` lets every token read the
     prompt of its own shot, where the paper has all of them read that of the frames being made; `proportional` lets it count in
-    attention as the tokens that it stands for do, where the paper counts it as one. `base` is the model that it was
+    attention as the tokens that it stands for do, where the paper counts it as one. `cross_layers` is how many layers the model has, where
+    all of them read the encoder's last hidden states, too, or 0. `base` is the model that it was
     trained with and `trained` what is worth knowing of that training; both are told to the user and change nothing.
     Raises ValueError when a number makes no sense.
     """
@@ -80,6 +81,7 @@ class EncoderSpec:
     proportional: bool = False
     base: str = ""
     trained: Mapping[str, str | int | float] = field(default_factory=dict)
+    cross_layers: int = 0
 
     def __post_init__(self) -> None:
         if not self.fits_any:
@@ -97,6 +99,14 @@ class EncoderSpec:
             )
         if last % self.heads:
             raise ValueError(f"The last stage needs a width that {self.heads} heads can share, got {last}.")
+        if not 0 <= self.cross_layers <= MOST_CROSS_LAYERS:
+            raise ValueError(
+                f"A model has 1 to {MOST_CROSS_LAYERS} layers with cross-attention, got {self.cross_layers}."
+            )
+        if self.cross_layers and not (self.high and self.stages):
+            raise ValueError(
+                "Cross-attention needs a high-resolution branch of several stages, whose last one it reads."
+            )
         if not self.high and self.low is LowBranch.NONE:
             raise ValueError("A memory encoder needs a branch, got neither the high- nor the low-resolution one.")
 
@@ -104,6 +114,11 @@ class EncoderSpec:
     def fits_any(self) -> bool:
         """Whether it has no weights that a model would have to fit."""
         return not self.high and self.width == self.channels == ANY
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the hidden states that the model's layers read, or 0."""
+        return self.stages[-1] if self.cross_layers else 0
 
     @property
     def looks_at_pictures(self) -> bool:
@@ -145,6 +160,8 @@ class EncoderSpec:
     def to_json(self) -> str:
         """All of it as text, for a file."""
         plain = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+        if not self.cross_layers:
+            del plain["cross_layers"]  # so that files and films without it stay what they were
         return json.dumps(plain, sort_keys=True)
 
     @classmethod
@@ -156,9 +173,11 @@ class EncoderSpec:
             plain = json.loads(text)
         except RecursionError as error:
             raise ValueError("The description is nested without end.") from error
+        if isinstance(plain, dict):
+            plain = {"cross_layers": 0, **plain}
         if not isinstance(plain, dict) or set(plain) != {entry.name for entry in fields(cls)}:
             raise ValueError("The description needs exactly the entries of a memory encoder.")
-        numbers = ("width", "channels", "heads", "attention_layers")
+        numbers = ("width", "channels", "heads", "attention_layers", "cross_layers")
         switches = ("high", "own_prompts", "proportional")
         known = all(type(plain[name]) is int for name in numbers) and all(
             type(plain[name]) is bool for name in switches

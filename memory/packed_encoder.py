@@ -74,6 +74,8 @@ class PackedSpec:
     fits_any: ClassVar[bool] = False
     looks_at_pictures: ClassVar[bool] = False
     least_size: ClassVar[int] = PATCH
+    cross_layers: ClassVar[int] = 0
+    hidden_width: ClassVar[int] = 0
     base: ClassVar[str] = ""
     kind: ClassVar[str] = "of FramePack's kind"
     in_words: ClassVar[str] = "the newest frame whole, 2 before it as 2x2x2, 16 before these as 4x4x4"

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import MemoryConfig
-from .encoded_history import EncodedHistory, HistorySession
+from .encoded_history import EncodedHistory
+from .history_session import HistorySession
 from .inspection import UNIT
 from .read_tally import BankReads
 from .rollout import FinishedChunk
@@ -196,7 +197,7 @@ def encoders_in_words(history: EncodedHistory) -> str:
     """The memory of a film through encoders in an artist's words; which frames their tokens tell of is not traced."""
     told = [
         f"{'the whole film' if longest is None else f'the newest {longest} frames'} through a memory encoder {spec.kind}"
-        for spec, longest, _ in history.encoders
+        for spec, longest, *_ in history.encoders
     ]
     return ", ".join([f"window of {history.window_frames} frames", *told[:-1], f"and {told[-1]}"])
 

@@ -206,7 +206,7 @@ class Film:
             told = {**self._encoder_settings(first), "history": described(first.config)}
             others = [{**self._encoder_settings(each), "longest_frames": each.config.longest_frames} for each in beside]
             told |= {"beside": others} if others else {}
-            return {**told, "read_once": True} if self.encoder.read_once else told
+            return {**told, **self.encoder.reading.described}
         config = memory_config(self.remembering)
         assert config is not None
         return config.described()

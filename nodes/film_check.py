@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.k_diffusion.sampling
 import comfy.model_management
 
+from ..memory.history_session import Reading
 from ..memory.project import check_project_name, finished_chunks
 from .host.attach import adapter_for, memory_config, plan_memory, plan_moments, plan_session
 from .host.conditioning import check_conditioning
@@ -106,10 +107,10 @@ def _check_memory(film: Film) -> None:
         )
     prompts = (*film.storyboard.conditionings, film.storyboard.negative)
     hooked = any("hooks" in extras for prompt in prompts for _, extras in prompt)
-    if film.encoder.read_once and hooked:
+    if film.encoder.reading is not Reading.EVERY_STEP and hooked:
         raise ValueError(
-            "History that is read once cannot be combined with a LoRA on a prompt, under which it would be read differently. "
-            "Switch 'read_once' of the Memory Encoder Loader off, or put the LoRA on the model."
+            f"History that is read {film.encoder.reading.value} cannot be combined with a LoRA on a prompt, under which it would be "
+            "read differently. Set 'reading' of the Memory Encoder Loader to 'every step', or put the LoRA on the model."
         )
     check_encoder(film.model, film.encoder, film.plan.total_frames, film.latent_size, film.vae is not None)
 

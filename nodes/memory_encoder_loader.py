@@ -11,6 +11,7 @@ from server import PromptServer
 
 from ..memory.encoded_history import HistoryConfig
 from ..memory.encoder_spec import RATES, smaller_frames
+from ..memory.history_session import Reading
 from .host.build import ENCODERS_FOLDER
 from .host.encoder_check import fits
 from .host.encoder_model import TYPES, LoadedEncoder, encoder_of, load_encoder
@@ -88,15 +89,17 @@ class MemoryEncoderLoader(io.ComfyNode):
                     "'history'; the window is that of the loader next to the sampler. More encoders mean more tokens, so "
                     "more VRAM and time.",
                 ),
-                io.Boolean.Input(
-                    "read_once",
-                    default=False,
+                io.Combo.Input(
+                    "reading",
+                    options=[reading.value for reading in Reading],
+                    default=Reading.EVERY_STEP.value,
                     optional=True,
                     advanced=True,
-                    tooltip="On: what the model makes of the tokens is kept from the first step of a chunk to its others, which are "
-                    "faster then. It takes VRAM (a token as much as its keys and values in every layer), and older frames no "
-                    "longer look at those being made: the tiny model recalls as well, others may not. For Wan and encoders whose tokens read "
-                    "the prompts of their own shots. The switch of the loader next to the sampler counts.",
+                    tooltip="How often the model reads the tokens. 'every step' is how encoders are trained. 'once a chunk' keeps what "
+                    "the first step made of them for the other steps, 'once a film' keeps it for good, so that every token goes through "
+                    "the model once. Both are meant to save time and take VRAM (a token as much as its keys and values in every "
+                    "layer), and older frames no longer look at newer ones: the tiny model recalls as well, others may not. For Wan and encoders whose tokens read the prompts of their own shots. The choice of the loader next to "
+                    "the sampler counts.",
                 ),
             ],
             outputs=[
@@ -114,13 +117,13 @@ class MemoryEncoderLoader(io.ComfyNode):
         window: int,
         history: int,
         beside: LoadedEncoder | None = None,
-        read_once: bool = False,
+        reading: str = Reading.EVERY_STEP.value,
     ) -> tuple[object, ...]:
         """A file that was replaced is loaded again."""
         if encoder in SMALLER:
-            return (encoder, dtype, window, history, read_once)
+            return (encoder, dtype, window, history, reading)
         found = Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)).stat()
-        return (encoder, found.st_mtime_ns, found.st_size, dtype, window, history, read_once)
+        return (encoder, found.st_mtime_ns, found.st_size, dtype, window, history, reading)
 
     @classmethod
     def execute(
@@ -130,7 +133,7 @@ class MemoryEncoderLoader(io.ComfyNode):
         window: int,
         history: int,
         beside: LoadedEncoder | None = None,
-        read_once: bool = False,
+        reading: str = Reading.EVERY_STEP.value,
     ) -> io.NodeOutput:
         """Load the file, or say in one sentence why it cannot be."""
         config = HistoryConfig(window, history or None)
@@ -138,7 +141,7 @@ class MemoryEncoderLoader(io.ComfyNode):
             alone = encoder_of(smaller_frames(SMALLER[encoder]), {}, config, name="smaller frames")
         else:
             alone = load_encoder(Path(folder_paths.get_full_path_or_raise(FOLDER, encoder)), config, TYPES.get(dtype))
-        loaded = replace(alone, beside=beside, read_once=read_once)
+        loaded = replace(alone, beside=beside, reading=Reading(reading))
         told = fits(loaded)
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
         return io.NodeOutput(loaded, told)

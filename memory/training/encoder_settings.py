@@ -43,7 +43,8 @@ class EncoderTraining:
     times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
     they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what
     training starts from, `films` what is seen; cartoons have shots of at most `longest_shot` frames and move at `pace` times the
-    usual. `processes` train at once, each on `clips` films of its own a step.
+    usual. `processes` train at once, each on `clips` films of its own a step. `cross_layers` is how many layers of the model read the
+    encoder's hidden states, or 0.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
@@ -73,6 +74,7 @@ class EncoderTraining:
     longest_shot: int = LONGEST_SHOT
     pace: float = USUAL_PACE
     processes: int = 1
+    cross_layers: int = 0
 
     def __post_init__(self) -> None:
         _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
@@ -87,6 +89,11 @@ class EncoderTraining:
                 f"Training an encoder needs steps, clips, lora_rank, save_every, warm_up and segment_frames of at least 1, "
                 f"got {self.steps}, {self.clips}, {self.lora_rank}, {self.save_every}, {self.warm_up} and "
                 f"{self.segment_frames}. Raise the one that is too small."
+            )
+        if self.cross_layers and self.branches not in (Branches.BOTH.value, Branches.HIGH.value):
+            raise ValueError(
+                f"Cross-attention reads the high-resolution branch, got an encoder of branches {self.branches!r}. Train both, or "
+                "leave cross-attention out."
             )
         FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
         if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:
@@ -114,6 +121,7 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
         modulation=Modulation(config.modulation),
         own_prompts=config.own_prompts,
         proportional=config.proportional,
+        cross_layers=config.cross_layers,
         base="the tiny model that comes with LongReel",
     )
 
@@ -135,6 +143,7 @@ def pretraining_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
         modulation=spec.modulation.value,
         own_prompts=spec.own_prompts,
         proportional=spec.proportional,
+        cross_layers=spec.cross_layers,
         **settings,
     )
 

@@ -143,10 +143,13 @@ def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> H
     """What the model reads of the film: the encoder's tokens, and the window's frames as its own; None where there is nothing."""
     spec = encoder.spec
     _, _, frames, height, width = batch.history.shape
-    tokens, positions = [], []
+    tokens, positions, cross = [], [], None
     parts: list[tuple[int, int]] = []  # tokens, and the frame whose prompt they read
     if frames >= spec.rate.frames:
-        tokens.append(encoder(batch.history, network.patch_embedding))
+        told = encoder.told(batch.history, network.patch_embedding)
+        tokens.append(told[..., : spec.width])
+        if encoder.cross is not None:
+            cross = encoder.cross.reader(told[..., spec.width :])
         grid = spec.grid(frames, height, width)
         positions.append(token_positions(spec, grid))
         parts += [(grid[1] * grid[2], index * spec.rate.frames) for index in range(grid[0])]
@@ -162,7 +165,7 @@ def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> H
     prompts = tuple(own) if spec.own_prompts else ()
     counts = token_counts(spec, [len(places) for places in positions], bool(batch.window.shape[2]))
     return History(
-        torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames, prompts, counts
+        torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames, prompts, counts, cross
     )
 
 

@@ -52,12 +52,13 @@ UNTRAINED = {f"smaller frames {rate}": rate for rate in RATES}
 """Rows of the model as it is beside smaller frames of the film, which no training taught it to read."""
 
 
-def encoder_policies(name: str) -> tuple[str, str, str]:
-    """The rows of an encoder: its tokens alone, beside the newest frames, and alone but read in the first step of a chunk only.
+def encoder_policies(name: str) -> tuple[str, str, str, str]:
+    """The rows of an encoder: its tokens alone, beside the newest frames, alone but read in the first step of a chunk only, and
+    alone but committed when they are appended.
 
-    Encoders whose tokens change from step to step have no third one.
+    Encoders whose tokens change from step to step have only two.
     """
-    return name, f"{name} + window", f"{name}, read once"
+    return name, f"{name} + window", f"{name}, read once", f"{name}, committed"
 
 
 def recall_policies(

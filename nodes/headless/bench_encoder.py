@@ -16,6 +16,7 @@ from torch import Tensor
 from ...memory.encoded_history import HistoryConfig
 from ...memory.encoder_file import read_spec
 from ...memory.encoder_spec import Rate, smaller_frames
+from ...memory.history_session import Reading
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import UNTRAINED, WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
@@ -47,7 +48,7 @@ class EncodedModel:
         """What changes a measured number, as JSON."""
         config = self.encoder.config
         told = {"encoder": self.fingerprint, "spec": self.encoder.spec.to_json(), "window_frames": config.window_frames}
-        return {**told, "read_once": True} if self.encoder.read_once else told
+        return {**told, **self.encoder.reading.described}
 
     def cost(self, size: tuple[int, int]) -> dict[str, float]:
         """Tokens of a second of history, milliseconds to encode it, and bytes of the encoder."""
@@ -102,9 +103,10 @@ def encoded_models(
             )
         adapted, loaded = build_tiny_reader(weights, lora), load_encoder(path, HistoryConfig(0), torch.float32)
         digest = weights_fingerprint(load_file(lora), loaded.patcher.model.state_dict())
-        alone, beside_window, once = encoder_policies(name)
+        alone, beside_window, once, committed = encoder_policies(name)
         made.append(EncodedModel(alone, digest, adapted, loaded))
         made.append(EncodedModel(beside_window, digest, adapted, replace(loaded, config=HistoryConfig(window))))
         if reads_once(loaded.spec):
-            made.append(EncodedModel(once, digest, adapted, replace(loaded, read_once=True)))
+            for row, how in ((once, Reading.ONCE_A_CHUNK), (committed, Reading.ONCE_A_FILM)):
+                made.append(EncodedModel(row, digest, adapted, replace(loaded, reading=how)))
     return tuple(made)

@@ -54,6 +54,11 @@ def add_encoder(models: Any) -> Any:
         action="store_true",
         help="a token counts once in attention, not as often as what it stands for",
     )
+    pretrain.add_argument(
+        "--cross-attention",
+        action="store_true",
+        help="every layer of the model reads the encoder's last hidden states, too",
+    )
     finetune.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="what stage I wrote")
     finetune.add_argument(
         "--lora", type=Path, metavar="FILE", help="the LoRA of stage I, to go on with (default: a new one)"
@@ -219,6 +224,7 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     from ...memory.encoder_file import read_encoder
     from ...memory.training.encoder_recall import CHARACTERS
     from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
+    from .train import LAYERS
 
     common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames")}
     common |= source_settings(args)
@@ -230,9 +236,8 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     try:
         if args.stage == "pretrain":
             given = {name: getattr(args, name) for name in ("rate", "branches", "modulation")}
-            return EncoderTraining(
-                **common, **given, own_prompts=not args.one_prompt, proportional=not args.counts_once
-            ), None
+            given |= {"own_prompts": not args.one_prompt, "proportional": not args.counts_once}
+            return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), None
         files = {"--encoder": args.encoder, "--lora": args.lora}
         for name, file in files.items():
             if file is not None and not file.is_file():

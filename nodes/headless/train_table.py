@@ -133,7 +133,8 @@ def _row(
     print(row_name(config), flush=True)
     if (folder / RETRIEVAL_FILE).exists():
         row: dict[str, Any] = json.loads((folder / RETRIEVAL_FILE).read_text(encoding="utf-8"))
-        same = row["settings"] == json.loads(json.dumps(asdict(config)))
+        usual = asdict(type(config)())  # a row that is older than a setting was made with its default
+        same = json.loads(json.dumps({**usual, **row["settings"]})) == json.loads(json.dumps(asdict(config)))
         if same and len(row["films"]["marked"]) == args.films:
             return row
     network, encoder = new_pair(config)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
-from ...memory.encoded_history import history_bytes, most_tokens
+from ...memory.encoded_history import most_tokens
 from ...memory.encoder_spec import Modulation
+from ...memory.history_session import Reading, history_bytes
 from ...memory.packed_encoder import TokenSpec
 from .encoder_model import LoadedEncoder, compute_dtype, family_of, made_for
 from .history_family import HistoryFamily
@@ -45,22 +46,23 @@ def check_encoder(
 ) -> None:
     """Raises ValueError unless this encoder and those beside it can tell this model of a film of so many latent frames of this
     size, and the card has room for it."""
-    family = family_of(model, encoder)
-    found = family.shape(model.get_model_object("diffusion_model"))
+    family, network = family_of(model, encoder), model.get_model_object("diffusion_model")
+    found = family.shape(network)
     for each in encoder.all:
         _check_fits(each, family, found, size, has_vae)
-        if encoder.read_once:
+        _check_cross(each, family, family.layers(network))
+        if encoder.reading is not Reading.EVERY_STEP:
             _check_read_once(each, family)
-    network = model.get_model_object("diffusion_model")
     told = [(each.spec, each.spec.reach(each.config.longest_frames)) for each in encoder.all]
     tokens = most_tokens(told, encoder.config.window_frames, film_frames, *size)
-    layers = family.layers(network) if encoder.read_once else 0
-    needed = history_bytes(tokens, found[0], compute_dtype(model), layers)
+    layers = 0 if encoder.reading is Reading.EVERY_STEP else family.layers(network)
+    numbers = found[0] + max(each.spec.hidden_width for each in encoder.all)
+    needed = history_bytes(tokens, numbers, compute_dtype(model), layers)
     total = comfy.model_management.get_total_memory(model.load_device)
     if needed > total:
         raise ValueError(
             f"History of {tokens} tokens needs {needed / 2**30:.1f} GiB, but the device has {total / 2**30:.1f} GiB. Turn the "
-            "'history' or the 'window' of the Memory Encoder Loader down, switch its 'read_once' off, or take an encoder that "
+            "'history' or the 'window' of the Memory Encoder Loader down, set its 'reading' to 'every step', or take an encoder that "
             "makes fewer tokens."
         )
 
@@ -92,16 +94,35 @@ def _check_fits(
         )
 
 
+def _check_cross(encoder: LoadedEncoder, family: HistoryFamily, layers: int) -> None:
+    spec, name = encoder.spec, encoder.name
+    if spec.cross_layers and not family.reads_hidden:
+        raise ValueError(
+            f"The memory encoder {name} has cross-attention in every layer of its model, which {family.name} does not read. Take an "
+            "encoder without it, or the Wan model that it was made for."
+        )
+    if spec.cross_layers not in (0, layers):
+        raise ValueError(
+            f"The memory encoder {name} needs a model of {spec.cross_layers} layers{made_for(spec)}, got one of {layers}. Load that "
+            "model, or another encoder."
+        )
+
+
 def reads_once(spec: TokenSpec) -> bool:
-    """Whether tokens that look at history alone are the same in every step: clean, and with prompts of their own."""
-    return spec.modulation is Modulation.CLEAN and spec.own_prompts
+    """Whether history that looks at itself alone is the same in every step: clean, with prompts of its own, and tokens all of it."""
+    return spec.modulation is Modulation.CLEAN and spec.own_prompts and not spec.cross_layers
 
 
 def _check_read_once(encoder: LoadedEncoder, family: HistoryFamily) -> None:
-    spec, switch = encoder.spec, "Switch 'read_once' of the Memory Encoder Loader off"
+    spec, switch = encoder.spec, "Set 'reading' of the Memory Encoder Loader to 'every step'"
     if not family.reads_once:
         raise ValueError(
             f"{family.name} reads history anew in every step, because its words and its picture are one sequence. {switch}."
+        )
+    if spec.cross_layers:
+        raise ValueError(
+            f"The memory encoder {encoder.name} has to be read anew in every step: all layers read its hidden states. {switch}, or "
+            "take an encoder without cross-attention."
         )
     if not reads_once(spec):
         raise ValueError(

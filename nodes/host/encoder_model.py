@@ -21,17 +21,20 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...memory.chunks import PICTURES_PER_FRAME
+from ...memory.committed_history import Commits
+from ...memory.cross_attention import CrossReader
 from ...memory.encoded_history import (
     EncodedHistory,
     FilmEncoder,
     History,
     HistoryConfig,
-    HistorySession,
 )
 from ...memory.encoder import MemoryEncoder
 from ...memory.encoder_file import read_encoder
 from ...memory.encoder_spec import PATCH, EncoderSpec
+from ...memory.history_session import HistorySession, Reading
 from ...memory.packed_encoder import PackedEncoder, PackedSpec, TokenSpec, is_packed, read_packed
+from .committed_history import at_film_time, commit_waiting
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
 from .history_family import HistoryFamily, check_alone
@@ -48,8 +51,8 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class LoadedEncoder:
     """A memory encoder as the host keeps models, how much of a film it is to tell, and what it is called.
 
-    The film is told by those `beside` it, too, each as far back as its own `config` says; their windows do not count. `read_once`
-    keeps keys and values of history from the first call for the frames being made to the others.
+    The film is told by those `beside` it, too, each as far back as its own `config` says; their windows do not count. `reading` says
+    how often the model reads history.
     """
 
     spec: TokenSpec
@@ -57,12 +60,19 @@ class LoadedEncoder:
     config: HistoryConfig
     name: str = ""
     beside: LoadedEncoder | None = None
-    read_once: bool = False
+    reading: Reading = Reading.EVERY_STEP
 
     @property
     def all(self) -> tuple[LoadedEncoder, ...]:
         """This encoder and those beside it."""
         return (self, *(() if self.beside is None else self.beside.all))
+
+    @property
+    def cross(self) -> Callable[[Tensor], CrossReader] | None:
+        """What reads the encoder's hidden states in every layer, if anything does."""
+        module = self.patcher.model
+        cross = module.cross if isinstance(module, MemoryEncoder) else None
+        return None if cross is None else cross.reader
 
 
 def load_encoder(path: Path, config: HistoryConfig, dtype: torch.dtype | None = None) -> LoadedEncoder:
@@ -166,22 +176,28 @@ class _HistoryOfRun:
         dtype = compute_dtype(guider.model_patcher)
         encoders = [
             FilmEncoder(
-                each.spec, each.spec.reach(each.config.longest_frames), partial(self._encode, each, guider, dtype)
+                each.spec,
+                each.spec.reach(each.config.longest_frames),
+                partial(self._encode, each, guider, dtype),
+                each.cross,
             )
             for each in self._encoder.all
         ]
         history = EncodedHistory(
-            encoders, self._encoder.config.window_frames, partial(self._embed_frames, guider, dtype)
+            encoders,
+            self._encoder.config.window_frames,
+            partial(self._embed_frames, guider, dtype),
+            Commits() if self._encoder.reading is Reading.ONCE_A_FILM else None,
         )
         rows, columns = (count // PATCH for count in sampler.latent_size)
         network = guider.model_patcher.get_model_object("diffusion_model")
         session = HistorySession(
             history,
             history.most_tokens(sampler.plan.total_frames, *sampler.latent_size),
-            self._family.shape(network)[0],
+            self._family.shape(network)[0] + max(each.spec.hidden_width for each in self._encoder.all),
             rows * columns,
             dtype,
-            self._family.layers(network) if self._encoder.read_once else 0,
+            0 if self._encoder.reading is Reading.EVERY_STEP else self._family.layers(network),
         )
         before = guider.model_options
         guider.model_options = create_model_options_clone(before)
@@ -193,13 +209,13 @@ class _HistoryOfRun:
 
     @torch.no_grad()
     def _encode(self, encoder: LoadedEncoder, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
-        """Latents as the sampler works on them `[1, C, T, H, W]`, to tokens `[1, M, width]`."""
+        """Latents as the sampler works on them `[1, C, T, H, W]`, to tokens `[1, M, width]`, hidden states behind them."""
         spec, module = encoder.spec, encoder.patcher.model
         if isinstance(spec, PackedSpec):
             packed: Tensor = module(latents)
             return packed.to(dtype)
         low = self._small_video(spec, guider, latents) if spec.looks_at_pictures else None
-        tokens: Tensor = module(latents, partial(self._embed, guider, dtype), low)
+        tokens: Tensor = module.told(latents, partial(self._embed, guider, dtype), low)
         return tokens.to(dtype)
 
     def _small_video(self, spec: EncoderSpec, guider: FilmGuider, latents: Tensor) -> Tensor:
@@ -227,15 +243,23 @@ class _HistoryOfRun:
 def _with_longer_sequence(
     executor: Callable[..., Any], model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """PREPARE_SAMPLING: the host reckons with the tokens of history as with more frames."""
+    """PREPARE_SAMPLING: the host reckons with the tokens of history as with more frames, and what is to be kept of it is not free."""
     session: HistorySession | None = kwargs["model_options"]["transformer_options"].get(HISTORY)
-    if session is not None:
-        if session.kept_layers:
-            needed = session.peak_bytes + comfy.model_management.minimum_inference_memory()
-            comfy.model_management.free_memory(needed, model.load_device)
-        batch, channels, frames, *size = noise_shape
-        noise_shape = [batch, channels, frames + -(-session.tokens // session.frame_tokens), *size]
-    return executor(model, noise_shape, *args, **kwargs)
+    if session is None:
+        return executor(model, noise_shape, *args, **kwargs)
+    batch, channels, frames, *size = noise_shape
+    longer = [batch, channels, frames + -(-session.tokens // session.frame_tokens), *size]
+    if not session.kept_layers:
+        return executor(model, longer, *args, **kwargs)
+    # This is between chunks: the next one reads another history. The host fills what is free with weights.
+    session.forget()
+    needed = session.coming_bytes + comfy.model_management.minimum_inference_memory()
+    comfy.model_management.free_memory(needed, model.load_device)
+    room = session.room(model.load_device)
+    try:
+        return executor(model, longer, *args, **kwargs)
+    finally:
+        del room
 
 
 def _with_tokens(
@@ -255,18 +279,25 @@ def _with_tokens(
         check_alone({**kwargs, "time_dim_concat": time_dim_concat}, OTHER_TOKENS)
         if session.history.current is not None:
             network = executor.class_obj  # type: ignore[attr-defined]
-            options = _reading(session, session.history.current, network, options)
+            if session.history.commits is not None:
+                commit_waiting(executor, network, session.history.commits, x, options)
+            options = _reading(session, session.history.current, network, x, options)
     return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
 
 
-def _reading(session: HistorySession, history: History, network: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _reading(
+    session: HistorySession, history: History, network: Any, x: Tensor, options: dict[str, Any]
+) -> dict[str, Any]:
     if not session.kept_layers:
         return with_history(network, history, options)
+    commits = session.history.commits
+    if commits is not None:
+        return reading(at_film_time(network, commits.film, x, options), history.counts, commits.read(commits.current))
     kept = session.kept(history)
     if len(kept) < session.kept_layers:
         kept.clear()
         return with_history(network, history, keeping(options, history, kept))
-    return reading(options, history, kept)
+    return reading(options, history.counts, kept)
 
 
 class WanHistory:
@@ -278,6 +309,7 @@ class WanHistory:
     name = "Wan text-to-video"
     shows_pictures = True
     reads_once = True
+    reads_hidden = True
     with_tokens = staticmethod(_with_tokens)
 
     def knows(self, model: ModelPatcher) -> bool:

@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import Tensor
 
-from ...memory.encoded_history import HistorySession
+from ...memory.history_session import HistorySession
 from ...memory.session import RunSession
 from .keys import HISTORY, SESSION
 

@@ -14,12 +14,13 @@ class HistoryFamily(Protocol):
     """What memory encoders need to know of the models that read their tokens.
 
     `shows_pictures` says whether the family's VAE can decode a film that is still being made, `reads_once` whether history that
-    looks at itself alone is the same in every call.
+    looks at itself alone is the same in every call, `reads_hidden` whether its layers read an encoder's hidden states.
     """
 
     name: str
     shows_pictures: bool
     reads_once: bool
+    reads_hidden: bool
 
     @property
     def with_tokens(self) -> Callable[..., Any]:

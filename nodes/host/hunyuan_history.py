@@ -22,8 +22,9 @@ from comfy.ldm.flux.layers import timestep_embedding
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...memory.encoded_history import History, HistorySession, Level, Stretch
+from ...memory.encoded_history import History, Level, Stretch
 from ...memory.encoder_spec import Modulation
+from ...memory.history_session import HistorySession
 from .history_family import check_alone
 from .hunyuan_video import HunyuanVideoAdapter
 from .keys import HISTORY, OVERRIDE
@@ -51,6 +52,7 @@ class HunyuanHistory:
     name = "HunyuanVideo text-to-video"
     shows_pictures = False
     reads_once = False
+    reads_hidden = False
 
     def knows(self, model: ModelPatcher) -> bool:
         """Whether it is the text-to-video model, which its variants are not."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...memory.encoded_history import History, KeptLayers
+from ...memory.committed_history import KeptLayers
+from ...memory.encoded_history import History
 from .keys import OVERRIDE
 
 LAYER = "block_index"
@@ -45,8 +46,11 @@ def _keep(
         made: Tensor = call(q, k, v, *args, **told, **settings)
         return made
     own = q.shape[1] - tokens
-    masks = ({}, {}) if mask is None else ({"mask": mask[..., :own, :]}, {"mask": mask[..., own:, own:]})
-    kept[layer] = (k[:1, own:].clone(), v[:1, own:].clone())
+    masks: tuple[dict[str, Tensor], ...] = ({}, {})
+    if mask is not None:
+        first, behind = (mask, mask) if mask.shape[-2] == 1 else (mask[..., :own, :], mask[..., own:, :])
+        masks = ({"mask": first}, {"mask": behind[..., own:]})
+    kept[layer] = [(k[:1, own:].clone(), v[:1, own:].clone())]
     return torch.cat(
         [
             call(q[:, :own], k, v, *args, **masks[0], **settings),
@@ -56,16 +60,16 @@ def _keep(
     )
 
 
-def reading(options: dict[str, Any], history: History, kept: KeptLayers) -> dict[str, Any]:
-    """`transformer_options` under which one call without history reads what was `kept` of it."""
-    return {**options, OVERRIDE: partial(_Reader(history, kept).attend, options.get(OVERRIDE))}
+def reading(options: dict[str, Any], counts: Tensor | None, kept: KeptLayers) -> dict[str, Any]:
+    """`transformer_options` under which one call without history reads what was `kept` of it; `counts` are those of its tokens."""
+    return {**options, OVERRIDE: partial(_Reader(counts, kept).attend, options.get(OVERRIDE))}
 
 
 class _Reader:
     """One call: in every layer the first attention is that among the frames being made."""
 
-    def __init__(self, history: History, kept: KeptLayers) -> None:
-        self._history, self._left = history, dict(kept)
+    def __init__(self, counts: Tensor | None, kept: KeptLayers) -> None:
+        self._counts, self._left = counts, dict(kept)
         self._mask: Tensor | None = None
 
     def attend(
@@ -84,20 +88,20 @@ class _Reader:
         found = self._left.pop(settings["transformer_options"][LAYER], None)
         if found is not None:
             k, v = (
-                torch.cat([own, theirs.expand(len(own), -1, -1)], dim=1)
-                for own, theirs in zip((k, v), found, strict=True)
+                torch.cat([own, *(piece.expand(len(own), -1, -1) for piece in theirs)], dim=1)
+                for own, theirs in zip((k, v), zip(*found, strict=True), strict=True)
             )
-            mask = self._told(q, mask)
+            mask = self._told(q, k, mask)
         told = {} if mask is None else {"mask": mask}
         made: Tensor = call(q, k, v, *args, **told, **settings)
         return made
 
-    def _told(self, q: Tensor, mask: Tensor | None) -> Tensor | None:
+    def _told(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:
         """The mask of the frames being made, under which a token of history counts as often as it should."""
-        counts = self._history.counts
+        counts = self._counts
         if counts is None:
-            return None if mask is None else pad(mask, (0, self._history.tokens.shape[1]))
+            return None if mask is None else pad(mask, (0, k.shape[1] - q.shape[1]))
         if self._mask is None:
             own = q.new_zeros(1, 1, 1, q.shape[1])
-            self._mask = torch.cat([own, counts.log().to(q).expand(1, 1, 1, -1)], dim=-1).expand(1, 1, q.shape[1], -1)
+            self._mask = torch.cat([own, counts.log().to(q).expand(1, 1, 1, -1)], dim=-1)
         return self._mask if mask is None else self._mask + pad(mask, (0, len(counts)))

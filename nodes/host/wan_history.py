@@ -38,7 +38,7 @@ def with_history(network: Any, history: History, options: dict[str, Any]) -> dic
     layers = dict(patches.get("dit", {}))
     count = len(network.blocks)
     for layer in range(count):
-        layers[(LAYER, layer)] = _Layer(join, layer == 0, layer == count - 1, layers.get((LAYER, layer)))
+        layers[(LAYER, layer)] = _Layer(join, layer, layer == count - 1, layers.get((LAYER, layer)))
     return {**options, "patches_replace": {**patches, "dit": layers}}
 
 
@@ -110,27 +110,39 @@ class _Join:
         return torch.cat([call(q[:, :own], k[:, :words], v[:, :words]), torch.cat(theirs)], dim=1)
 
     def _counted(self, q: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """A mask under which a token of history counts as often as it should: proportional attention (ToMe, Bolya et al. 2023)."""
+        """A mask under which a token of history counts as often as it should: proportional attention (ToMe, Bolya et al. 2023).
+
+        It has one row for all readers, as the host's own masks of words have: kernels that pad a mask would write out all rows.
+        """
         if self.history.counts is None:
             return {}
         if self._bias is None:
-            bias = q.new_zeros(1, 1, 1, q.shape[1])
-            bias[..., self.own_tokens :] = self.history.counts.log().to(q)
-            self._bias = bias.expand(1, 1, q.shape[1], -1)
+            self._bias = q.new_zeros(1, 1, 1, q.shape[1])
+            self._bias[..., self.own_tokens :] = self.history.counts.log().to(q)
         return {"mask": self._bias if mask is None else mask + self._bias}
+
+    def crossed(self, layer: int, x: Tensor) -> Tensor:
+        """What came out of a layer, where the frames being made read the encoder's hidden states behind it."""
+        if self.history.cross is None:
+            return x
+        own, theirs = x[:, : self.own_tokens], x[:, self.own_tokens :]
+        return torch.cat([own + self.history.cross(layer, own), theirs], dim=1)
 
     def positions(self, own: Tensor) -> Tensor:
         """Rotary table `[1, L + M, 1, D / 2, 2, 2]` for the host's table `own` of the frames being made."""
         if self._positions is None:
             if self.history.target_frames is not None:
                 own = self._at_times(own, self.history.target_frames)
-            self._positions = torch.cat([own, self._rope(self.history.positions, own)], dim=1)
+            theirs = rope_table(self.network, self.rope_options, self.history.positions, own)
+            self._positions = torch.cat([own, theirs], dim=1)
         return self._positions
 
     def modulation(self, own: Tensor) -> Tensor:
-        """Shifts, scales and gates `[B, N, 6, C]` for the host's `own`, each for an equal share of the L + M tokens.
+        """Shifts, scales and gates `[B, N, 6, C]` for the host's `own`, each for an equal share of the L + M tokens, the last for what
+        is left of one.
 
-        One for all is left as it is. Where history has its own, they are told in the longest stretches that fit both.
+        One for all is left as it is. Where history has its own, they are told in the longest stretches that fit both: one for every
+        token would take more of the card than all tokens do.
         """
         if own.shape[1] == 1 and self.history.modulation is Modulation.TARGET:
             return own
@@ -142,11 +154,13 @@ class _Join:
         tokens, levels = self.own_tokens, self.history.levels
         if tokens % own.shape[1]:
             own = repeat_e(own, own.new_empty(1, tokens))
-        stretch = math.gcd(tokens // own.shape[1], *(level.tokens for level in levels))
+        common = math.gcd(tokens // own.shape[1], *(level.tokens for level in levels[:-1]))
+        total = tokens + self.history.tokens.shape[1]
+        stretch = next(size for size in range(common, 0, -1) if common % size == 0 and _repeated(total, size))
         own = own.repeat_interleave(tokens // own.shape[1] // stretch, dim=1)
         theirs = [
             (own[:, -1:] if modulation is Modulation.TARGET else self._clean(own)).expand(
-                own.shape[0], count // stretch, -1, -1
+                own.shape[0], -(-count // stretch), -1, -1
             )
             for count, modulation in levels
         ]
@@ -162,33 +176,44 @@ class _Join:
         """The host's table with the time of each frame replaced."""
         still = torch.zeros(len(frames), 3, device=own.device)
         still[:, 0] = frames.to(own.device)
-        turned = self._rope(still, own)[:, :, None]  # [1, T, 1, 1, D / 2, 2, 2]
+        turned = rope_table(self.network, self.rope_options, still, own)[:, :, None]  # [1, T, 1, 1, D / 2, 2, 2]
         pairs = self.network.rope_embedder.axes_dim[0] // 2
         table: Tensor = own.unflatten(1, (len(frames), -1)).clone()
         table[..., :pairs, :, :] = turned[..., :pairs, :, :]
         return table.flatten(1, 2)
 
-    def _rope(self, positions: Tensor, like: Tensor) -> Tensor:
-        """Positions are scaled and shifted as the host does it with its own, but never rounded to the model's type."""
-        scale, shift = (
-            torch.tensor([float(self.rope_options.get(f"{what}_{axis}", none)) for axis in "tyx"], device=like.device)
-            for what, none in (("scale", 1.0), ("shift", 0.0))
-        )
-        places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
-        tables: Tensor = self.network.rope_embedder(places if places.ndim == 3 else places[None])
-        return tables.mean(dim=0, keepdim=True).movedim(1, 2).to(like.dtype)
+
+def rope_table(network: Any, rope_options: dict[str, float], positions: Tensor, like: Tensor) -> Tensor:
+    """Rotations `[1, M, 1, D / 2, 2, 2]` of `positions` `[M, 3]`, as the host has them `like` its own.
+
+    Positions are scaled and shifted as the host does it with its own, but never rounded to the model's type. Of several for each
+    token `[n, M, 3]` it is the mean.
+    """
+    scale, shift = (
+        torch.tensor([float(rope_options.get(f"{what}_{axis}", none)) for axis in "tyx"], device=like.device)
+        for what, none in (("scale", 1.0), ("shift", 0.0))
+    )
+    places = positions.to(device=like.device, dtype=torch.float32) * scale + shift
+    tables: Tensor = network.rope_embedder(places if places.ndim == 3 else places[None])
+    return tables.mean(dim=0, keepdim=True).movedim(1, 2).to(like.dtype)
+
+
+def _repeated(tokens: int, stretch: int) -> bool:
+    """Whether the host's `repeat_e` gives each of so few modulations a stretch of this size, the last one cut short."""
+    count = -(-tokens // stretch)
+    return stretch == -(-tokens // count)
 
 
 class _Layer:
     """Stands around one layer, and around whatever replaced it before."""
 
-    def __init__(self, join: _Join, first: bool, last: bool, replaced: Callable[..., dict[str, Any]] | None) -> None:
-        self._join, self._first, self._last, self._replaced = join, first, last, replaced
+    def __init__(self, join: _Join, number: int, last: bool, replaced: Callable[..., dict[str, Any]] | None) -> None:
+        self._join, self._number, self._last, self._replaced = join, number, last, replaced
 
     def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         """The host's `args` of a layer, to its output."""
         join = self._join
-        img = join.enter(args["img"]) if self._first else args["img"]
+        img = join.enter(args["img"]) if self._number == 0 else args["img"]
         longer = {
             **args,
             "img": img,
@@ -198,4 +223,5 @@ class _Layer:
             "transformer_options": join.options(args["transformer_options"]),
         }
         out = extra["original_block"](longer) if self._replaced is None else self._replaced(longer, extra)
-        return {**out, "img": out["img"][:, : join.own_tokens]} if self._last else out
+        made = join.crossed(self._number, out["img"])
+        return {**out, "img": made[:, : join.own_tokens] if self._last else made}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numerics import SAME_SUM, relative_error
 from torch import Tensor, nn
 
+from longreel.memory.committed_history import WINDOW, Commits, PartKey
 from longreel.memory.encoded_history import EncodedHistory, FilmEncoder, Level, Stretch
 from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_spec import RATES, EncoderSpec, Modulation, Rate
@@ -201,3 +202,74 @@ def test_every_encoder_keeps_its_own_way_of_being_read_and_the_first_ones_is_the
     assert made.current.prompts == ((Stretch(few, prompt), Stretch(fewer, None), Stretch(FRAME_TOKENS, prompt)),)
     assert made.current.counts is not None
     assert made.current.counts.tolist() == [1.0] * few + [32.0] * fewer + [1.0] * FRAME_TOKENS
+
+
+def committing(window: int, *encoders: FilmEncoder) -> tuple[EncodedHistory, Commits]:
+    made, commits = beside_each_other(window, *encoders), Commits()
+    made.commits = commits
+    return made, commits
+
+
+def commit(commits: Commits) -> list[tuple[list[PartKey], list[PartKey]]]:
+    """Commits all that waits, and tells what it was and what each read."""
+    told = []
+    for segment in tuple(commits.waiting):
+        assert set(segment.older) <= commits.kept
+        commits.keep(segment, {0: [(segment.tokens, segment.tokens)]})
+        told.append((sorted(segment.keys), sorted(segment.older)))
+    return told
+
+
+def parts(number: int, *frames: int) -> list[PartKey]:
+    return [PartKey(number, frame) for frame in frames]
+
+
+def test_a_segment_reads_what_its_frames_could_read_and_nothing_reads_the_window() -> None:
+    """Chunks of 3 frames under prompts of their own; tokens of 2 frames, and of single ones of the newest 3."""
+    made, commits = committing(
+        1, film_encoder(Rate(2, 2, 2), own_prompts=True), film_encoder(Rate(2, 2, 1), 3, own_prompts=True)
+    )
+    told = []
+    for piece in film(9).split(3, dim=2):
+        made.begin()
+        told.append(commit(commits))
+        made.append(piece, torch.zeros(2, 4))
+    made.begin(Reach(9, 9))
+    first, fine = parts(0, 0), parts(1, 0, 1, 2)
+    second, third = parts(0, 2), parts(0, 4)
+    newer = parts(1, 3, 4, 5)
+    assert told == [
+        [],
+        [(first + fine, []), (parts(WINDOW, 2), first + fine)],
+        [(second, first), (third + newer, first + second), (parts(WINDOW, 5), first + second + third + newer)],
+    ]
+    assert commits.current == ()
+    assert made.current is None
+    assert not commits.kept
+    assert not commits.waiting
+
+
+@given(chunks, st.integers(0, 3), st.one_of(st.none(), st.integers(1, 5)))
+def test_what_is_read_was_committed_at_its_place_in_the_film_and_the_rest_is_forgotten(
+    sizes: list[int], window: int, longest: int | None
+) -> None:
+    """Whether every chunk is made, or all but the last were made by an earlier run."""
+    prompt, kept = torch.zeros(2, 4), []
+    for made_before in (0, len(sizes)):
+        made, commits = committing(window, film_encoder(Rate(2, 2, 2), longest, own_prompts=True))
+        for index, piece in enumerate(film(sum(sizes)).split(sizes, dim=2)):
+            made.begin()
+            if index >= made_before:
+                commit(commits)
+            made.append(piece, prompt)
+        made.begin()
+        commit(commits)
+        read = commits.read(commits.current)
+        if made.current is None:
+            assert not read
+            continue
+        assert torch.equal(torch.cat([keys for keys, _ in read[0]], dim=1), made.current.tokens)
+        kept.append(commits.kept)
+        commits.forget(commits.current)
+        assert commits.kept == set(commits.current)
+    assert not kept or kept[0] <= kept[1]

@@ -189,6 +189,9 @@ def test_a_smaller_video_that_is_missing_or_of_another_size_is_one_clear_error()
         ({"heads": 3}, "that 3 heads can share, got 16"),
         ({"attention_layers": 99}, "0 to 16 attention layers"),
         ({"high": False, "low": LowBranch.NONE}, "needs a branch"),
+        ({"cross_layers": 1000}, "1 to 256 layers with cross-attention, got 1000"),
+        ({"cross_layers": 2, "stages": ()}, "Cross-attention needs a high-resolution branch"),
+        ({"cross_layers": 2, "high": False}, "Cross-attention needs a high-resolution branch"),
     ],
 )
 def test_a_spec_that_makes_no_sense_is_refused(change: dict[str, Any], named: str) -> None:
@@ -241,6 +244,32 @@ def test_a_patchifier_with_the_weights_of_branches_is_refused(tmp_path: Path) ->
     refused(path, "without high.patch.bias")
     path = write(tmp_path / "another.safetensors", made(PATCHIFIER).state_dict())
     refused(path, "without high.attention")
+
+
+def test_cross_attention_is_written_and_read_and_files_without_it_stay_what_they_were(tmp_path: Path) -> None:
+    crossed = replace(TINY, cross_layers=3)
+    weights = made(crossed).state_dict()
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(path, crossed, weights)
+    spec, found = read_encoder(path)
+    assert spec == crossed
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    assert {name: tensor.shape for name, tensor in weights.items() if name.startswith("cross.2")} == {
+        "cross.2.query.weight": (16, 32),
+        "cross.2.query.bias": (16,),
+        "cross.2.project.weight": (32, 16),
+        "cross.2.project.bias": (32,),
+    }
+    assert "cross" not in TINY.to_json()
+    plain = {name: tensor for name, tensor in weights.items() if not name.startswith("cross")}
+    assert plain.keys() == made(TINY).state_dict().keys()
+    refused(write(tmp_path / "without.safetensors", plain, spec=crossed.to_json()), "without cross.0.project.bias")
+    refused(write(tmp_path / "with.safetensors", weights), "with cross.0.project.bias, which no encoder has")
+    weights["cross.1.query.weight"] = weights["cross.1.query.weight"][:, :8].contiguous()
+    refused(
+        write(tmp_path / "narrow.safetensors", weights, spec=crossed.to_json()),
+        "cross.1.query.weight needs the shape [16, 32]",
+    )
 
 
 @pytest.mark.parametrize("low", LowBranch)
@@ -297,6 +326,12 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, number: float) 
     refused(write(tmp_path / "nan.safetensors", weights), "finite numbers", "high.project.weight")
 
 
+def test_weights_of_eight_bits_are_read(tmp_path: Path) -> None:
+    weights = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in made(TINY).state_dict().items()}
+    _, loaded = read_encoder(write(tmp_path / "small.safetensors", weights))
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float8_e4m3fn}
+
+
 def test_weights_that_are_whole_numbers_are_refused(tmp_path: Path) -> None:
     weights = {name: tensor.to(torch.int32) for name, tensor in made(TINY).state_dict().items()}
     refused(write(tmp_path / "int.safetensors", weights), "finite numbers", "torch.int32")
@@ -327,6 +362,9 @@ ABSURD: dict[str, Any] = {
             ("modulation", None),
             ("base", 7),
             ("trained", [1]),
+            ("cross_layers", -1),
+            ("cross_layers", True),
+            ("cross_layers", 10**9),
             ("trained", {"steps": {"deep": 1}}),
         ]
     },

@@ -165,11 +165,13 @@ def test_encoder_and_lora_learn_and_the_model_stays(
     assert len(lora_state(network)) == 2 * 10 * SPEC.layers
 
 
-@both_stages
+@pytest.mark.parametrize(
+    ("stage", "cross"), [(EncoderStage.PRETRAIN, 0), (EncoderStage.FINETUNE, 0), (EncoderStage.FINETUNE, SPEC.layers)]
+)
 def test_an_interrupted_training_ends_with_the_same_bits(
-    host: object, codec: TileCodec, tmp_path: Path, stage: EncoderStage
+    host: object, codec: TileCodec, tmp_path: Path, stage: EncoderStage, cross: int
 ) -> None:
-    modules, config = host_modules(), STAGES[stage]
+    modules, config = host_modules(), replace(STAGES[stage], cross_layers=cross)
 
     class StoppedError(RuntimeError):
         pass
@@ -179,7 +181,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
             raise StoppedError
 
     def train(folder: str, **tell: Any) -> dict[str, torch.Tensor]:
-        network, encoder = modules.new_wan(SPEC), new_encoder()
+        network, encoder = modules.new_wan(SPEC), new_encoder(config)
         train_encoder(config, modules, peft, network, encoder, codec, tmp_path / folder, **tell)
         return {**encoder.state_dict(), **lora_state(network)}
 
@@ -187,10 +189,37 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     with pytest.raises(StoppedError):
         train("broken", tell=stop)
     resumed = train("broken")
+    assert any(name.startswith("cross") and tensor.any() for name, tensor in resumed.items()) == bool(cross)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in unbroken.items())
     rows = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert (tmp_path / "broken" / "curve.png").stat().st_size > 0
+
+
+@both_stages
+def test_cross_attention_begins_as_nothing_and_is_learned(host: object, codec: TileCodec, stage: EncoderStage) -> None:
+    """New, a step has the loss and gradients of one without it; its ways back learn first, and then all of it."""
+    modules, config = host_modules(), replace(STAGES[stage], cross_layers=SPEC.layers)
+    network, crossed, plain = modules.new_wan(SPEC).requires_grad_(False), new_encoder(config), new_encoder()
+    batch = batch_of(config, codec)
+    with modules.training():
+        losses = [encoder_loss(modules, network, encoder, batch, config, 0) for encoder in (crossed, plain)]
+        for loss in losses:
+            loss.backward()
+        assert torch.equal(*losses)
+        grads = {name: parameter.grad for name, parameter in crossed.named_parameters()}
+        assert all(torch.equal(grads[name], parameter.grad) for name, parameter in plain.named_parameters())
+        assert crossed.cross is not None
+        assert all(layer.project.weight.grad.any() for layer in crossed.cross.layers)
+        with torch.no_grad():
+            for layer in crossed.cross.layers:
+                layer.project.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        crossed.zero_grad()
+        loss = encoder_loss(modules, network, crossed, batch, config, 0)
+        loss.backward()
+        assert relative_error(loss, losses[1]) > NOT_ROUNDING
+        shifts = "told.bias"  # half of it moves all keys alike, which no softmax sees
+        assert all(parameter.grad.any() for name, parameter in crossed.cross.named_parameters() if name != shifts)
 
 
 def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec, tmp_path: Path) -> None:
@@ -225,6 +254,7 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: P
         ({"size": "wide"}, "needs a size like 96x128"),
         ({"size": "48x64", "rate": "4x4x2"}, "pictures of at least 64x64, got 48x64"),
         ({"kept_frames": 7}, "1 or more are kept, got 6 and 7"),
+        ({"cross_layers": 2, "branches": "patchifier"}, "Cross-attention reads the high-resolution branch"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], named: str) -> None:

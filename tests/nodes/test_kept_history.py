@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,31 +12,29 @@ import pytest
 import torch
 from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
-from encoders import SPEC, encoders_in
-from film import film_on_disk, planned, prompt
+from comfy.patcher_extension import WrappersMP
+from encoders import FRAME, OWN, SPEC, encoders_in, lively_wan, three_shots
+from film import film_on_disk, planned
 from hunyuan_film import words
 from numerics import NOT_ROUNDING, ROLLOUT_ERROR, relative_error
 from torch import Tensor
 
 from longreel.memory.encoded_history import HistoryConfig
 from longreel.memory.encoder_spec import Modulation, Rate
+from longreel.memory.history_session import HistorySession, Reading
 from longreel.nodes.film import Film
-from longreel.nodes.host.build import build_tiny_wan, host_modules
+from longreel.nodes.host.build import build_tiny_vae
 from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, build_tiny_hunyuan
 from longreel.nodes.host.encoder_check import check_encoder
 from longreel.nodes.host.encoder_model import LoadedEncoder
+from longreel.nodes.host.keys import HISTORY
 
-OWN = 3 * 4 * 8 // 4  # tokens of the frames being made
-FRAME = OWN // 3
-LIVELY = 6.0
 OVERRIDE = "optimized_attention_override"
 
 
 @pytest.fixture(scope="module")
 def model(host: object) -> ModelPatcher:
-    """A fresh network passes on what it was given; in this one the layers have their say, so that what history sees matters."""
-    weights = host_modules().new_wan(SPEC).state_dict()
-    return build_tiny_wan(weights={key: LIVELY * weight if "mod" in key else weight for key, weight in weights.items()})
+    return lively_wan()
 
 
 @pytest.fixture
@@ -44,17 +43,9 @@ def once(tmp_path: Path) -> Callable[..., LoadedEncoder]:
 
     def read_once(config: HistoryConfig | None = None, **changes: Any) -> LoadedEncoder:
         loaded = load(config or HistoryConfig(1), **{"own_prompts": True, **changes})
-        return replace(loaded, read_once=True)
+        return replace(loaded, reading=Reading.ONCE_A_CHUNK)
 
     return read_once
-
-
-def film(model: ModelPatcher, encoder: LoadedEncoder, count: int = 7, **changes: Any) -> Film:
-    """Three shots of a chunk each, two steps a chunk; the second shot's prompt has `count` words."""
-    prompts = (prompt(0), prompt(1, count), prompt(2, 4))
-    board = planned("[0.75s] a beach\n[0.75s] a town\n[0.75s] a forest", prompts=prompts)
-    levels = torch.tensor([1.0, 0.8333, 0.0])
-    return film_on_disk(model, board, **{"encoder": encoder, "sigmas": levels, **changes})
 
 
 def blind(model: ModelPatcher) -> ModelPatcher:
@@ -81,7 +72,9 @@ def test_a_film_that_reads_history_once_is_one_whose_history_is_blind(
 ) -> None:
     """With two encoders, guidance, and a prompt that is as long as the picture."""
     both = replace(once(proportional=proportional), beside=once(HistoryConfig(0, 3), rate=Rate(2, 2, 1)))
-    kept, anew = (film(model, each, count, cfg=cfg) for each in (both, replace(both, read_once=False)))
+    kept, anew = (
+        three_shots(model, each, count, cfg=cfg) for each in (both, replace(both, reading=Reading.EVERY_STEP))
+    )
     made = kept.make(tmp_path / "kept").latents
     wanted = replace(anew, model=blind(model)).make(tmp_path / "blind").latents
     assert relative_error(made, wanted) < ROLLOUT_ERROR
@@ -102,7 +95,7 @@ def test_only_the_first_step_of_a_chunk_is_as_long_as_history(
 
     watched = model.clone()
     watched.set_model_patch_replace(watch, "dit", "double_block", 1)
-    film(watched, once()).make(tmp_path)
+    three_shots(watched, once()).make(tmp_path)
     assert lengths == [OWN, OWN, OWN + FRAME + FRAME // 4, OWN, OWN + FRAME + 3 * FRAME // 4, OWN]
 
 
@@ -118,7 +111,7 @@ def test_an_attention_override_of_another_pack_is_still_asked_and_a_stopped_film
 
     watched = model.clone()
     watched.model_options["transformer_options"][OVERRIDE] = watch
-    whole = film(model, once()).make(tmp_path / "whole").latents
+    whole = three_shots(model, once()).make(tmp_path / "whole").latents
     stopped: list[str] = []
 
     def stop(text: str) -> None:
@@ -127,8 +120,8 @@ def test_an_attention_override_of_another_pack_is_still_asked_and_a_stopped_film
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        film(watched, once()).make(tmp_path / "resumed", stop)
-    assert torch.equal(film(watched, once()).make(tmp_path / "resumed").latents, whole)
+        three_shots(watched, once()).make(tmp_path / "resumed", stop)
+    assert torch.equal(three_shots(watched, once()).make(tmp_path / "resumed").latents, whole)
     history = FRAME + FRAME // 4
     assert {(OWN, OWN), (OWN, OWN + history), (history, history)} <= seen
 
@@ -136,11 +129,53 @@ def test_an_attention_override_of_another_pack_is_still_asked_and_a_stopped_film
 def test_it_is_another_setting_and_takes_more_of_the_card(
     model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path
 ) -> None:
-    kept, anew = (film(model, each) for each in (once(), replace(once(), read_once=False)))
+    kept, anew = (three_shots(model, each) for each in (once(), replace(once(), reading=Reading.EVERY_STEP)))
     assert kept._settings() != anew._settings()
     assert "read_once" not in anew._memory_settings()
     small, large = (read_peak(each, tmp_path / name) for each, name in ((anew, "anew"), (kept, "kept")))
     assert large == small * (1 + SPEC.layers)
+
+
+def test_what_will_be_kept_is_not_free_while_the_host_loads_the_model(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    """Before the film, and wherever the VAE was in between; what an earlier chunk kept is gone by then."""
+    found: list[tuple[int, int]] = []
+
+    def held(bytes_held: int) -> int:
+        bare = [each for each in gc.get_objects() if type(each) is Tensor and each.dtype == torch.uint8]
+        return [each.nbytes for each in bare].count(bytes_held)
+
+    def watch(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        session: HistorySession = kwargs["model_options"]["transformer_options"][HISTORY]
+        current = session.history.current
+        found.append((held(session.peak_bytes), 0 if current is None else len(session.kept(current))))
+        return executor(*args, **kwargs)
+
+    watched = three_shots(model, once(), vae=build_tiny_vae())
+    watched.remembering.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "watch", watch)
+    peak = read_peak(watched, tmp_path)
+    assert len(found) > 1
+    assert set(found) == {(1, 0)}
+    assert held(peak) == 0
+
+
+@pytest.mark.parametrize("reading", [Reading.EVERY_STEP, Reading.ONCE_A_CHUNK])
+def test_a_mask_under_which_history_counts_has_one_row_for_all_readers(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path, reading: Reading
+) -> None:
+    shapes: set[tuple[int, ...]] = set()
+
+    def watch(attention: Any, *args: Any, mask: Tensor | None = None, **settings: Any) -> Tensor:
+        if mask is not None:
+            shapes.add(tuple(mask.shape[:-1]))
+        made: Tensor = attention(*args, mask=mask, **settings)
+        return made
+
+    watched = model.clone()
+    watched.model_options["transformer_options"][OVERRIDE] = watch
+    three_shots(watched, replace(once(proportional=True), reading=reading)).make(tmp_path)
+    assert shapes == {(1, 1, 1)}
 
 
 def read_peak(film: Film, root: Path) -> int:
@@ -157,8 +192,8 @@ def test_tokens_that_change_from_step_to_step_are_refused(
     model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     wrong = replace(once(), beside=once(name="changing", **changes))
-    with pytest.raises(ValueError, match=r"encoder changing has to be read anew in every step.*Switch 'read_once'"):
-        film(model, wrong).make(tmp_path / "films")
+    with pytest.raises(ValueError, match=r"encoder changing has to be read anew in every step.*Set 'reading'"):
+        three_shots(model, wrong).make(tmp_path / "films")
 
 
 def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
@@ -166,16 +201,16 @@ def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
 ) -> None:
     """A film of ten million frames, of which nothing is made."""
     long, size = 10_000_000, (60, 104)
-    small = replace(once(HistoryConfig(1, 80)), read_once=False)
+    small = replace(once(HistoryConfig(1, 80)), reading=Reading.EVERY_STEP)
     check_encoder(model, small, long, size, has_vae=False)
     with pytest.raises(ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'"):
         check_encoder(model, once(), long, size, has_vae=False)
 
 
 def test_a_lora_on_a_prompt_is_refused(model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path) -> None:
-    plain = film(model, once()).storyboard
+    plain = three_shots(model, once()).storyboard
     hooked = [[plain.negative[0][0], {"hooks": HookGroup()}]]
-    wrong = replace(film(model, once()), storyboard=replace(plain, negative=hooked))
+    wrong = replace(three_shots(model, once()), storyboard=replace(plain, negative=hooked))
     with pytest.raises(ValueError, match=r"LoRA on a prompt.*put the LoRA on the model"):
         wrong.make(tmp_path / "films")
 
@@ -184,5 +219,5 @@ def test_hunyuanvideo_reads_in_every_step(once: Callable[..., LoadedEncoder], tm
     hunyuan = build_tiny_hunyuan(TinyHunyuanSpec(width=128, double_layers=1, single_layers=1))
     board = planned("[0.75s] a beach", prompts=(words(0),))
     wrong = film_on_disk(hunyuan, replace(board, negative=words(99, 3)), encoder=once())
-    with pytest.raises(ValueError, match=r"HunyuanVideo text-to-video reads history anew.*Switch 'read_once'"):
+    with pytest.raises(ValueError, match=r"HunyuanVideo text-to-video reads history anew.*Set 'reading'"):
         wrong.make(tmp_path / "films")

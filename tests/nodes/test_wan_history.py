@@ -193,6 +193,35 @@ def test_stretches_of_tokens_are_told_levels_of_their_own(scene: Scene) -> None:
     assert relative_error(again, one) < FORWARD_ERROR
 
 
+@pytest.mark.parametrize("count", [1, 43, 60, 91, 95])
+@pytest.mark.parametrize("levels", [1, FRAMES])
+def test_history_of_any_length_is_told_its_level_in_few_stretches(scene: Scene, count: int, levels: int) -> None:
+    """The reference has one for every token."""
+    history = scene.history(Modulation.CLEAN)
+    history = history._replace(tokens=history.tokens[:, :count], positions=history.positions[:count])
+    told: list[int] = []
+
+    def look(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        told.append(args["vec"].shape[1])
+        made: dict[str, Any] = extra["original_block"](args)
+        return made
+
+    def one_each(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        own, theirs = FRAMES * TOKENS, args["vec"][:, -1:].expand(-1, count, -1, -1)
+        each = args["vec"][:, :1].expand(-1, own, -1, -1)
+        made: dict[str, Any] = extra["original_block"]({**args, "vec": torch.cat([each, theirs], dim=1)})
+        return made
+
+    looking, exact = (
+        {"patches_replace": {"dit": {("double_block", layer): watch for layer in range(SPEC.layers)}}}
+        for watch in (look, one_each)
+    )
+    level = same(500.0, levels)
+    made, wanted = (scene.run(level, with_history(scene.network, history, each)) for each in (looking, exact))
+    assert relative_error(made, wanted) < FORWARD_ERROR
+    assert 8 * max(told) < FRAMES * TOKENS + count
+
+
 def test_a_stretch_without_a_prompt_reads_that_of_the_frames_being_made(scene: Scene) -> None:
     """In every film of a batch, between stretches that have their own."""
     history = scene.history(Modulation.CLEAN)

@@ -39,37 +39,42 @@ from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=5)
 CHUNKS, SIZE = 5, 3
 TRAINING = EncoderTraining(stage=EncoderStage.FINETUNE.value, widths=(8, 16), lora_rank=4)
+TRAININGS = {"mine": TRAINING, "crossed": replace(TRAINING, cross_layers=SPEC.layers)}
 
 
 @pytest.fixture(scope="module")
 def folder(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random tiny model, and beside it in `mine` a random encoder with a LoRA that does something."""
+    """A random tiny model, and beside it in `mine` and `crossed` random encoders with LoRAs that do something."""
     folder = tmp_path_factory.mktemp("weights")
     save_weights(host_modules().new_wan(SPEC).state_dict(), folder, "wan")
-    network, encoder = adapted(folder)
-    save_encoder(folder / "mine" / ENCODER_FILE, encoder.spec, encoder.state_dict())
-    save_lora(folder / "mine" / LORA_FILE, network)
+    for name, config in TRAININGS.items():
+        network, encoder = adapted(folder, config)
+        save_encoder(folder / name / ENCODER_FILE, encoder.spec, encoder.state_dict())
+        save_lora(folder / name / LORA_FILE, network)
     return folder
 
 
-def adapted(folder: Path) -> tuple[Any, MemoryEncoder]:
+def adapted(folder: Path, config: EncoderTraining = TRAINING) -> tuple[Any, MemoryEncoder]:
     """Model with LoRA and encoder, as training has them."""
     network, encoder = (
         training_network(SPEC, load_weights(folder, "wan")),
-        MemoryEncoder(tiny_encoder_spec(TRAINING, SPEC.width)),
+        MemoryEncoder(tiny_encoder_spec(config, SPEC.width)),
     )
     generator = torch.Generator().manual_seed(1)
     initialise_encoder(encoder, generator)
     assert isinstance(encoder.high, HighResolutionBranch)
     with torch.no_grad():
         encoder.high.project.weight.normal_(generator=generator)
+        for layer in () if encoder.cross is None else encoder.cross.layers:
+            layer.project.weight.normal_(generator=generator)
         for parameter in add_lora(peft, network, TRAINING.lora_rank, seed=1):
             parameter.normal_(std=0.05, generator=generator)
     return network, encoder
 
 
 @torch.no_grad()
-def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path) -> None:
+@pytest.mark.parametrize("row", TRAININGS)
+def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path, row: str) -> None:
     """For a film whose shots have prompts of their own: tokens alone, beside the window, and everything whole."""
     model = TinyModel(folder)
     film = recall_film(3, CHUNKS, SIZE, 4, 4)
@@ -78,10 +83,10 @@ def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path) -
     vectors = [words for prompt in prompts for words in [embed_text(prompt)[0]] * SIZE]
     clips = FilmClips(latents, torch.zeros(1, CHUNKS * SIZE, 12, 16), vectors[-1][None], [vectors])
     noise, plan = TrainingNoise(11), plan_chunks([1] * CHUNKS, SIZE)
-    rows = {row.name: row for row in encoded_models({"mine": folder / "mine"}, load_weights(folder, "wan"), SIZE)}
+    rows = {each.name: each for each in encoded_models({row: folder / row}, load_weights(folder, "wan"), SIZE)}
     made = {}
-    network, encoder = adapted(folder)
-    for name, window in (("mine", 0), ("mine + window", 9)):
+    network, encoder = adapted(folder, TRAININGS[row])
+    for name, window in ((row, 0), (f"{row} + window", 9)):
         drawn = model.draw(rows[name].remembering(), plan, prompts, latents[:, :, :-SIZE], noise)
         history = read_history(network, encoder, clean_batch(TRAINING, clips, window))
         x = noise(None, 0, (1, 16, SIZE, 12, 16))
@@ -91,7 +96,7 @@ def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path) -
                 x = x + (lower - level) * flow
         assert relative_error(drawn.probes[0], x) < ROLLOUT_ERROR
         made[name] = x
-    assert relative_error(made["mine"], made["mine + window"]) > NOT_ROUNDING
+    assert relative_error(*made.values()) > NOT_ROUNDING
     whole = [model.draw(rows[name].remembering(), plan, prompts, latents[:, :, :-SIZE], noise) for name in WHOLE]
     assert relative_error(whole[0].probes[0], whole[1].probes[0]) > NOT_ROUNDING
     assert all(drawn.chunks[-1].frames_worth == (CHUNKS - 1) * SIZE for drawn in whole)
@@ -108,7 +113,7 @@ def test_encoders_are_rows_beside_the_causal_model(
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     read = {row["policy"]: row["keys_read_fraction"] for row in found["rows"]}
     # 12 frames of history are 6 frames of tokens, each a quarter of the model's own; the window has 9.
-    mine = {"mine": 1.5 / 12, "mine + window": 10.5 / 12, "mine, read once": 1.5 / 12}
+    mine = {"mine": 1.5 / 12, "mine + window": 10.5 / 12, "mine, read once": 1.5 / 12, "mine, committed": 1.5 / 12}
     # A frame has 6 x 8 tokens, so 4 x 4 of them are joined twice in it.
     smaller = {
         "4x4x2": 2 / 48 / 2,

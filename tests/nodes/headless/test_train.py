@@ -14,6 +14,7 @@ from encoder_runs import new_encoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
+from longreel.nodes.headless.train import LAYERS
 from longreel.nodes.host.build import ENCODER_LORA, TINY_ENCODER
 
 
@@ -161,7 +162,8 @@ def test_an_encoder_learns_from_a_folder_of_videos_in_both_stages(
     assert main([*train, "pretrain", "--out", str(one), *source]) == 1
     assert "error: noise.mp4 needs a caption in noise.txt beside it" in capsys.readouterr().err
     (videos / "noise.txt").write_text("0:00 a storm\n0:01 a storm of snow", encoding="utf-8")
-    assert main([*train, "pretrain", "--out", str(one), *source]) == 0
+    crossed = ["--cross-attention", *source]
+    assert main([*train, "pretrain", "--out", str(one), *crossed]) == 0
     assert "encoding noise.mp4" in capsys.readouterr().out
     bench = ["bench", "retrieval", "--encoder", str(one), "--out", str(one), *source[:4], "--history-frames", "8"]
     assert main(bench) == 1
@@ -171,9 +173,10 @@ def test_an_encoder_learns_from_a_folder_of_videos_in_both_stages(
     assert "What comes next in the parts of the videos that were left out" in capsys.readouterr().out
     assert json.loads((two / "continuation.json").read_text(encoding="utf-8")).keys() == {"own", "other", "nothing"}
     spec, _ = read_encoder(two / "encoder.safetensors")
+    assert spec.cross_layers == LAYERS
     assert str(spec.trained["films"]).startswith("1 video ")
     assert str(spec.trained["films"]).endswith(", 32x48")
-    assert main([*train, "pretrain", "--out", str(one), *source[2:]]) == 1
+    assert main([*train, "pretrain", "--out", str(one), "--cross-attention", *source[2:]]) == 1
     assert "was made with films=1 video" in capsys.readouterr().err
     assert main([*train, "pretrain", "--out", str(tmp_path / "three"), *source[:-1], "12"]) == 1
     assert "noise.mp4 needs to be at least 5.8 s long" in capsys.readouterr().err

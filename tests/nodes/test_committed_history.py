@@ -1,0 +1,160 @@
+"""History that is committed once in a film: films are those under a mask, and every chunk is as short as without history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from encoders import FRAME, OWN, SPEC, encoders_in, lively_wan, three_shots
+from numerics import BF16_COMPUTE_ERROR, NOT_ROUNDING, ROLLOUT_ERROR, relative_error
+from torch import Tensor
+
+from longreel.memory.encoded_history import HistoryConfig
+from longreel.memory.encoder_spec import Rate
+from longreel.memory.history_session import Reading
+from longreel.memory.trace import read_trace
+from longreel.nodes.host.encoder_model import LoadedEncoder
+
+OVERRIDE = "optimized_attention_override"
+TOKEN = FRAME // 4  # tokens of a part: 2 x 2 of the model's own become one
+PARTS = {3: [0, 0, 0, 0], 6: [0, 1, 2, 0, 0, 0, 2, 2, 2]}
+"""For films of 3 and 6 frames, when each part of history was committed: those of 2 frames, then those of single ones.
+
+The second part of 2 frames begins in the first shot and ends in the second, so it goes by itself.
+"""
+
+
+@pytest.fixture(scope="module")
+def model(host: object) -> ModelPatcher:
+    return lively_wan()
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> Callable[..., LoadedEncoder]:
+    load = encoders_in(tmp_path)
+
+    def once_a_film(config: HistoryConfig | None = None, **changes: Any) -> LoadedEncoder:
+        loaded = load(config or HistoryConfig(1), **{"own_prompts": True, **changes})
+        return replace(loaded, reading=Reading.ONCE_A_FILM)
+
+    return once_a_film
+
+
+def looking_back(model: ModelPatcher) -> ModelPatcher:
+    """A model whose history looks at no frame being made, at nothing newer than itself, and at whole frames only as one of them."""
+
+    def masked(
+        attention: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, mask: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        if k.shape[1] == q.shape[1] > OWN:
+            told = PARTS[3] if q.shape[1] == OWN + len(PARTS[3]) * TOKEN + FRAME else PARTS[6]
+            order = torch.tensor(told).repeat_interleave(TOKEN)
+            seen = order[:, None] >= order
+            sees = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool)
+            sees[OWN:, :OWN] = False
+            sees[OWN:-FRAME, OWN:-FRAME] = seen
+            sees[OWN:-FRAME, -FRAME:] = False
+            hidden = torch.zeros(1, 1, *sees.shape).masked_fill(~sees, -torch.inf)
+            mask = hidden if mask is None else mask + hidden
+        made: Tensor = attention(q, k, v, *args, mask=mask, **rest)
+        return made
+
+    clone = model.clone()
+    clone.model_options["transformer_options"][OVERRIDE] = masked
+    return clone
+
+
+@pytest.mark.parametrize(("cfg", "proportional", "count"), [(1.0, True, 7), (5.0, False, 7), (5.0, True, OWN)])
+def test_a_film_whose_history_is_committed_is_one_whose_history_looks_back(
+    model: ModelPatcher,
+    committed: Callable[..., LoadedEncoder],
+    tmp_path: Path,
+    cfg: float,
+    proportional: bool,
+    count: int,
+) -> None:
+    """With two encoders, a whole frame, guidance, and a prompt that is as long as the picture."""
+    both = replace(committed(proportional=proportional), beside=committed(HistoryConfig(0), rate=Rate(2, 2, 1)))
+    made, anew = (
+        three_shots(model, each, count, cfg=cfg) for each in (both, replace(both, reading=Reading.EVERY_STEP))
+    )
+    latents = made.make(tmp_path / "committed").latents
+    wanted = replace(anew, model=looking_back(model)).make(tmp_path / "masked").latents
+    assert relative_error(latents, wanted) < ROLLOUT_ERROR
+    chunked = three_shots(model, replace(both, reading=Reading.ONCE_A_CHUNK), count, cfg=cfg)
+    assert relative_error(chunked.make(tmp_path / "chunked").latents, latents) > NOT_ROUNDING
+
+
+def test_history_goes_through_the_model_once_and_every_step_is_short(
+    model: ModelPatcher, committed: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    lengths: list[int] = []
+
+    def watch(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        lengths.append(args["img"].shape[1])
+        made: dict[str, Any] = extra["original_block"](args)
+        return made
+
+    watched = model.clone()
+    watched.set_model_patch_replace(watch, "dit", "double_block", 1)
+    three_shots(watched, committed()).make(tmp_path)
+    assert lengths == [OWN, OWN, TOKEN, FRAME, OWN, OWN, TOKEN, TOKEN, FRAME, OWN, OWN]
+
+
+@pytest.mark.parametrize(("second", "reads"), [("", 6), (", cut", 6), (", cut clean", 4)])
+def test_a_stopped_film_goes_on_with_the_same_bits_and_another_packs_override_is_asked(
+    model: ModelPatcher, committed: Callable[..., LoadedEncoder], tmp_path: Path, second: str, reads: int
+) -> None:
+    """The finished chunks are committed one by one, as they were: the four newest parts read so many, which a clean cut closes."""
+    seen: set[tuple[int, int]] = set()
+
+    def watch(attention: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **settings: Any) -> Tensor:
+        seen.add((q.shape[1], k.shape[1]))
+        made: Tensor = attention(q, k, v, *args, **settings)
+        return made
+
+    watched = model.clone()
+    watched.model_options["transformer_options"][OVERRIDE] = watch
+    both = replace(committed(), beside=committed(HistoryConfig(0, 3), rate=Rate(2, 2, 1)))
+    whole = three_shots(model, both, second=second).make(tmp_path / "whole").latents
+
+    def stop(text: str) -> None:
+        if "chunk 2 of" in text:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        three_shots(watched, both, second=second).make(tmp_path / "resumed", stop)
+    assert torch.equal(three_shots(watched, both, second=second).make(tmp_path / "resumed").latents, whole)
+    assert {(OWN, OWN), (4 * TOKEN, reads * TOKEN)} <= seen
+
+
+def test_in_bf16_it_is_near_the_film_in_float32(
+    model: ModelPatcher, committed: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    rounded = model.clone()
+    rounded.set_model_compute_dtype(torch.bfloat16)
+    both = [committed(dtype=dtype, name=str(dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    exact, near = (
+        three_shots(each, encoder).make(tmp_path / encoder.name).latents
+        for each, encoder in zip((model, rounded), both, strict=True)
+    )
+    assert NOT_ROUNDING < relative_error(near, exact) < BF16_COMPUTE_ERROR
+
+
+def test_it_is_a_setting_of_its_own_and_takes_as_much_as_reading_once_a_chunk(
+    model: ModelPatcher, committed: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    films = {reading: three_shots(model, replace(committed(), reading=reading)) for reading in Reading}
+    told = [film._settings() for film in films.values()]
+    assert all(one != other for at, one in enumerate(told) for other in told[:at])
+    anew, chunk, film = (
+        read_trace(each.make(tmp_path / each.encoder.reading.name).trace)[0]["peak_kv_bytes"]
+        for each in films.values()
+        if each.encoder
+    )
+    assert film == chunk == anew * (1 + SPEC.layers)
