@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,17 +31,17 @@ def measure_continuation(
     videos: VideoFilms,
     batches: int = 8,
 ) -> Continuation:
-    """Go on with the ends of `videos`, which training leaves out, `config.clips` films a batch, two or more.
+    """Go on with the ends of `videos`, which training leaves out, `config.clips` films a batch.
 
     The noise is the same each time.
     """
-    config = replace(config, clips=max(2, config.clips))
     device = network.patch_embedding.weight.device
     rows = []
     with modules.training():
         for number in range(batches):
             own = clean_batch(config, films_of(config, codec, videos, number, unseen=True), window=0).to(device)
-            other = own._replace(history=own.history.roll(1, 0), prompts=[own.prompts[-1], *own.prompts[:-1]])
+            latents, prompts = videos.others(config.clips, config.seed, number)
+            other = own._replace(history=latents[:, :, : own.history.shape[2]].to(device), prompts=prompts)
             nothing = own._replace(history=own.history[:, :, :0])
             batches_of = (own, other, nothing)
             rows.append([encoder_loss(modules, network, encoder, each, config, number).item() for each in batches_of])

@@ -98,8 +98,8 @@ class EncoderTraining:
         FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
         if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:
             raise ValueError(
-                f"Training a {rate} encoder needs films of at least {rate.frames} frames, of which 1 or more are kept, got "
-                f"{self.history_frames} and {self.kept_frames}. Make the films longer."
+                f"Training a {rate} encoder needs films of at least {max(rate.frames, self.kept_frames)} frames, got "
+                f"{self.history_frames}: {self.kept_frames} of them, 1 or more, have to come back. Make the films longer."
             )
 
     @property

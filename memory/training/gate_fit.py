@@ -61,9 +61,9 @@ class MixtureRecorder:
                 asked.square().sum(-1).transpose(1, 2),
                 self._weight[:, chunk * tokens : (chunk + 1) * tokens],
             )
-            # The first copy is the clean history itself, which nobody draws.
-            noisy = torch.arange(len(x), device=x.device) % self._copies > 0
-            kept = Mixture(*(part[noisy].flatten(0, 1) for part in parts))
+            # The first copy is the clean history itself, which nobody draws. Gates are fitted on the CPU.
+            noisy = torch.arange(len(x)) % self._copies > 0
+            kept = Mixture(*(part.cpu()[noisy].flatten(0, 1) for part in parts))
             self.mixtures.setdefault(layer, []).append(kept._replace(x=kept.x[:, 0]))
         return answer
 

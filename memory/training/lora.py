@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,19 @@ def lora_state(network: nn.Module) -> dict[str, Tensor]:
         if ".lora_" in name:
             state[f"diffusion_model.{name.replace(f'.{_ADAPTER}.', '.')}"] = tensor.detach().cpu().contiguous()
     return state
+
+
+def check_lora(network: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless `state` holds adapters of this rank for every matrix of `network`, which has none yet."""
+    needed: dict[str, tuple[int, ...]] = {}
+    for name, part in network.named_modules():
+        if isinstance(part, nn.Linear) and re.fullmatch(TARGETS, name):
+            needed[f"diffusion_model.{name}.lora_A.weight"] = (rank, part.in_features)
+            needed[f"diffusion_model.{name}.lora_B.weight"] = (part.out_features, rank)
+    for name, shape in needed.items():
+        if name not in state or state[name].shape != shape:
+            got = f"{list(state[name].shape)}" if name in state else "none"
+            raise ValueError(f"{name} needs to be {list(shape)} in a LoRA of rank {rank} for this model, got {got}.")
 
 
 def load_lora_state(network: nn.Module, state: dict[str, Tensor]) -> None:

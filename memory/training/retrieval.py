@@ -82,12 +82,11 @@ def ask_films(
             marked = encoder_batch(config, clips, number).to(device)
             whole = read_history(network, encoder, marked._replace(history=clips.latents.to(device)))
             assert whole is not None
-            histories: list[History | None] = [
-                read_history(network, encoder, marked),
-                whole,
-                whole._replace(tokens=whole.tokens.roll(1, dims=0)),
-                None,
-            ]
+            other: History | None = whole._replace(tokens=whole.tokens.roll(1, dims=0))
+            if videos is not None:  # whose films of a batch may be neighbours
+                latents, _ = videos.others(config.clips, config.seed, number)
+                other = read_history(network, encoder, marked._replace(history=latents.to(device)))
+            histories: list[History | None] = [read_history(network, encoder, marked), whole, other, None]
             noise = torch.randn(
                 marked.target.shape, generator=generator_for(config.seed, "retrieval noise", number)
             ).to(device)

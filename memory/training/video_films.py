@@ -88,6 +88,11 @@ def _kept(path: Path) -> Tensor | None:
         return None
 
 
+def _held_out(total: int, frames: int) -> int:
+    """How many of all latent frames of a video no training on stretches of `frames` sees."""
+    return max(frames, int(HELD_OUT * total))
+
+
 class VideoFilms:
     """Stretches of `frames` latent frames out of videos; the end of every video is kept for measuring.
 
@@ -114,28 +119,51 @@ class VideoFilms:
         known = {prompt: embed_text(prompt)[0] for prompt in set(video.prompts)}
         return [known[prompt] for prompt in video.prompts]
 
+    def seen_in(self, frames: int) -> bool:
+        """Whether a training on stretches of so many frames of these videos saw a part of what is measured here."""
+        totals = [latents.shape[1] for latents in self._latents]
+        return any(_held_out(total, frames) < _held_out(total, self.frames) for total in totals)
+
     def _places(self, held_out: bool) -> list[tuple[int, int]]:
         """Every video and first frame of a stretch."""
         places = []
         for number, latents in enumerate(self._latents):
             total = latents.shape[1]
-            end = total - max(self.frames, int(HELD_OUT * total))
+            end = total - _held_out(total, self.frames)
             starts = range(end, total - self.frames + 1) if held_out else range(end - self.frames + 1)
             places += [(number, start) for start in starts]
         return places
 
     def clips(self, count: int, seed: int, step: int, held_out: bool = False) -> FilmClips:
         """So many random stretches, whose last captions have equally many words, so that none has to be padded."""
+        latents, prompts = self._cut(self._chosen(count, seed, step, held_out))
+        return FilmClips(
+            latents, torch.zeros(latents[:, 0].shape), torch.stack([film[-1] for film in prompts]), prompts
+        )
+
+    def others(self, count: int, seed: int, step: int) -> tuple[Tensor, list[list[Tensor]]]:
+        """For each of the held-out `clips` a stretch of another film: latents `[B, 16, T, h, w]`, and the words of every frame.
+
+        It comes from another video's end; where there is one video, from the part of it that is not measured.
+        """
+        rng = random.Random(f"{seed} others {step}")
+        unseen, seen = self._places(held_out=True), self._places(held_out=False)
+        chosen = []
+        for video, _ in self._chosen(count, seed, step, held_out=True):
+            elsewhere = [place for place in unseen if place[0] != video]
+            chosen.append(rng.choice(elsewhere or seen))
+        return self._cut(chosen)
+
+    def _chosen(self, count: int, seed: int, step: int, held_out: bool) -> list[tuple[int, int]]:
         rng = random.Random(f"{seed} {'unseen' if held_out else 'videos'} {step}")
         places = self._places(held_out)
         first = rng.choice(places)
         alike = [place for place in places if self._last_words(place) == self._last_words(first)]
-        chosen = [first, *rng.choices(alike, k=count - 1)]
-        latents = torch.stack([self._latents[video][:, start : start + self.frames] for video, start in chosen])
-        prompts = [self._prompts[video][start : start + self.frames] for video, start in chosen]
-        return FilmClips(
-            latents, torch.zeros(latents[:, 0].shape), torch.stack([film[-1] for film in prompts]), prompts
-        )
+        return [first, *rng.choices(alike, k=count - 1)]
+
+    def _cut(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, list[list[Tensor]]]:
+        latents = torch.stack([self._latents[video][:, start : start + self.frames] for video, start in places])
+        return latents, [self._prompts[video][start : start + self.frames] for video, start in places]
 
     def _last_words(self, place: tuple[int, int]) -> int:
         video, start = place

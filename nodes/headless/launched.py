@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ def launched(device: str) -> Processes:
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # set for every process that accelerate or torchrun starts
         return Processes(device=str(comfy.model_management.get_torch_device()))
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    return Processes(Accelerator(cpu=device == "cpu"))
+    # The others wait while the first process encodes videos, which may take longer than the ten minutes that are usual on GPUs.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    return Processes(Accelerator(cpu=device == "cpu", kwargs_handlers=[patience]))

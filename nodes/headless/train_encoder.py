@@ -35,7 +35,7 @@ def add_encoder(models: Any) -> Any:
     stages = encoder.add_subparsers(metavar="STAGE", required=True)
     pretrain = stages.add_parser("pretrain", help="stage I: any frame of a film must come back from its tokens")
     finetune = stages.add_parser("finetune", help="stage II: the film goes on beside its tokens")
-    pretrain.add_argument("--rate", default="2x2x2", help="4x4x2, 2x2x2, 2x2x1, 2x2x4 or 2x2x8 (default: 2x2x2)")
+    pretrain.add_argument("--rate", default="2x2x2", help="4x4x2, 2x2x2, 2x2x1, 2x2x4, 2x2x8 or 4x4x4 (default: 2x2x2)")
     levels = ("clean", "target")
     pretrain.add_argument(
         "--branches",
@@ -107,17 +107,18 @@ def run_encoder(args: argparse.Namespace) -> int:
 
     modules, processes = host_modules(), launched(args.device)
     config = replace(config, processes=processes.count)
+    network, encoder = new_pair(config, start)
+    lora = _lora(args, config, network)  # refuses another model's before the slow part
     with processes.one_first():
         videos = video_films(captioned, config.size, config.film_frames, modules, args.out)
         config = config if videos is None else replace(config, films=videos.name)
         RunFolder(args.out, config, processes.leads).load()  # refuses a run of other settings before the slow part
         codec = tiny_codec(modules, args.out)
     tell = tell_step if processes.leads else tell_nothing
-    network, encoder = new_pair(config, start)
     if processes.leads:
         print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
     try:
-        train_encoder(config, modules, peft, network, encoder, codec, args.out, tell, _lora(args), videos, processes)
+        train_encoder(config, modules, peft, network, encoder, codec, args.out, tell, lora, videos, processes)
     except KeyboardInterrupt:
         print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
         return INTERRUPTED_EXIT
@@ -126,6 +127,7 @@ def run_encoder(args: argparse.Namespace) -> int:
         return 0
     save_pair(args.out, config, network, encoder)
     print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
+    print("Measuring what was learned, on films that no training saw. This may take some minutes.", flush=True)
     if args.stage == "pretrain":
         found = mean_retrieval(ask_films(config, modules, network, encoder, codec, videos=videos))
         write_json(args.out / RETRIEVAL_FILE, {name: quality._asdict() for name, quality in found._asdict().items()})
@@ -172,7 +174,10 @@ def prepare(out: Path, device: str) -> None:
 
 
 def new_pair(config: EncoderTraining, start: Any = None) -> tuple[Any, MemoryEncoder]:
-    """The tiny model that ships, without adapters, and a new encoder, or the one whose spec and weights are `start`."""
+    """The tiny model that ships, without adapters, and a new encoder, or the one whose spec and weights are `start`.
+
+    Raises WorkflowError for an encoder of another model.
+    """
     import torch
 
     from ...memory.encoder import MemoryEncoder
@@ -184,6 +189,11 @@ def new_pair(config: EncoderTraining, start: Any = None) -> tuple[Any, MemoryEnc
     spec = TinyWanSpec(layers=LAYERS)
     network: Any = host_modules().new_wan(spec)
     network.load_state_dict(shipped_weights("wan"))
+    if start is not None and start[0].width != spec.width:
+        raise WorkflowError(
+            f"--encoder needs an encoder for the tiny model, of width {spec.width}, got one of width {start[0].width}. Take "
+            "one that `longreel train encoder pretrain` wrote."
+        )
     encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width) if start is None else start[0])
     if start is None:
         initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), network.patch_embedding)
@@ -212,6 +222,7 @@ def write_json(path: Path, found: Any) -> None:
 def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     """The training, and spec and weights of the encoder that it starts from."""
     from ...memory.encoder_file import read_encoder
+    from ...memory.training.encoder_recall import CHARACTERS
     from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
     from .train import LAYERS
 
@@ -235,18 +246,35 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
                 )
         start = read_encoder(args.encoder)
         known = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
-        return finetuning_of(start[0], **common, start=" ".join(known)), start
+        config = finetuning_of(start[0], **common, start=" ".join(known))
     except ValueError as error:
         raise WorkflowError(str(error)) from error
+    shortest = CHARACTERS * config.segment_frames
+    if args.videos is None and (config.history_frames < shortest or config.history_frames % config.segment_frames):
+        raise WorkflowError(
+            f"--history-frames of cartoons needs to be a multiple of {config.segment_frames} in stage II, whose shots have so "
+            f"many frames, and {shortest} or more, so that {CHARACTERS} characters are seen, got {config.history_frames}."
+        )
+    return config, start
 
 
-def _lora(args: argparse.Namespace) -> Any:
-    """The adapters that stage II goes on with, or None for new ones."""
+def _lora(args: argparse.Namespace, config: EncoderTraining, network: Any) -> Any:
+    """The adapters that stage II goes on with, or None for new ones. Raises WorkflowError for those of another model."""
     if getattr(args, "lora", None) is None:
         return None
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(args.lora)
+    from ...memory.training.lora import check_lora
+
+    try:
+        lora = load_file(args.lora)
+        check_lora(network, config.lora_rank, lora)
+    except SafetensorError as error:
+        raise WorkflowError(f"--lora needs the {LORA_FILE} of stage I, got {args.lora}: '{error}'.") from error
+    except ValueError as error:
+        raise WorkflowError(f"--lora needs the {LORA_FILE} of stage I, got {args.lora}: {error}") from error
+    return lora
 
 
 def tell_step(row: dict[str, float]) -> None:

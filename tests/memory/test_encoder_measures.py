@@ -90,6 +90,22 @@ def test_going_on_with_videos_is_measured_beside_their_own_tokens_those_of_anoth
     assert all(error > 0 for error in found)
 
 
+def test_a_single_video_without_more_than_one_stretch_to_measure_has_another_film_beside_it(
+    host: object, codec: TileCodec
+) -> None:
+    config, modules = STAGES[EncoderStage.FINETUNE], host_modules()
+    latents = torch.randn(16, 2 * config.film_frames, 12, 16, generator=torch.Generator().manual_seed(4))
+    video = VideoFilms([VideoLatents("wall.mp4", "", latents, ["a wall"] * 2 * config.film_frames)], config.film_frames)
+    network, encoder = modules.new_wan(SPEC), new_encoder()
+    found = measure_continuation(config, modules, network, encoder, codec, video, batches=1)
+    assert found.own != found.other
+    shorter = VideoFilms(
+        [VideoLatents("wall.mp4", "", latents, ["a wall"] * 2 * config.film_frames)], SHORT.film_frames
+    )
+    asked = mean_retrieval(ask_films(SHORT, modules, network, encoder, codec, 1, shorter))
+    assert asked.whole != asked.other
+
+
 def test_retrieval_is_measured_on_films_that_no_training_sees_and_gives_the_same_numbers_again(
     host: object, codec: TileCodec
 ) -> None:

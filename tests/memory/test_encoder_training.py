@@ -38,7 +38,7 @@ from longreel.memory.training.encoder_training import (
     read_history,
     train_encoder,
 )
-from longreel.memory.training.lora import add_lora, lora_state, save_lora
+from longreel.memory.training.lora import add_lora, check_lora, lora_state, save_lora
 from longreel.memory.training.run_folder import RunFolder
 from longreel.memory.training.storyworld import HEIGHT, WIDTH
 from longreel.memory.training.words import split_words
@@ -312,6 +312,11 @@ def test_a_new_lora_changes_nothing_and_is_drawn_from_its_seed(host: object, cod
         assert torch.equal(torch.rand(1), following)
         assert torch.equal(encoder_loss(modules, network, encoder, batch, SHORT, 0), before)
     other = modules.new_wan(SPEC)
+    check_lora(other, 4, lora_state(network))
+    with pytest.raises(
+        ValueError, match=r"lora_A.weight needs to be \[8, 128\] in a LoRA of rank 8 .*, got \[4, 128\]"
+    ):
+        check_lora(other, 8, lora_state(network))
     add_lora(peft, other, 4, seed=1)
     assert all(torch.equal(lora_state(other)[name], tensor) for name, tensor in lora_state(network).items())
 

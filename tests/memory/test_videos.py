@@ -6,6 +6,7 @@ import struct
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -77,6 +78,28 @@ def test_time_is_that_of_the_video_whatever_its_rate(tmp_path: Path, fps: int, p
     assert (video - ((shown * 2 + 40) / 127.5 - 1)[:, None, None]).abs().max() < CODED_GREY
 
 
+def test_a_video_whose_times_are_rounded_to_milliseconds_shows_every_picture_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "wall.mkv"
+    with av.open(str(write_video(tmp_path / "wall.mp4"))) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    assert torch.equal(read_video(path, SIZE), read_video(tmp_path / "wall.mp4", SIZE))
+
+
+def test_pictures_without_times_are_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "wall.mp4"
+    with av.open(str(path), "w", format="h264") as raw:
+        stream = raw.add_stream("libx264", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        raw.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 64, 3), np.uint8), format="rgb24")))
+        raw.mux(stream.encode(None))
+    with pytest.raises(ValueError, match=r"wall\.mp4 has no pictures that say when they are shown"):
+        read_video(path, SIZE)
+
+
 def test_a_video_that_was_filmed_sideways_is_turned_upright(tmp_path: Path) -> None:
     path, video = tmp_path / "phone.mp4", np.zeros((5, 64, 48, 3), dtype=np.uint8)
     video[:, :, :24] = 200  # light on the left
@@ -112,11 +135,18 @@ def test_a_frame_has_the_caption_that_began_last() -> None:
     assert video.prompts(6) == ["a wall"] * 5 + ["it falls"]
 
 
+def test_captions_that_an_editor_saved_with_a_mark_of_its_own_are_read(tmp_path: Path) -> None:
+    video = captioned(tmp_path, "\ufeff0:00 a wall\n0:01 it falls")
+    assert video.captions == (Caption(0.0, "a wall"), Caption(1.0, "it falls"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, "wall.mp4 needs a caption in wall.txt beside it: got no text"),
         ("  \n", "got no text. Write what is to be seen"),
+        ("\u58c1", "Write words of a to z"),
+        ("0:00 a wall\n0:01 ...", "got '...'. Write words of a to z"),
         ("0:01 a wall\nit falls", "got the line 'it falls' without a time"),
         ("0:05 a wall\n0:05 it falls", "got times that do not rise"),
     ],
@@ -200,6 +230,25 @@ def test_the_same_step_shows_the_same_stretches_and_another_seed_others() -> Non
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert films.name.startswith("1 video ")
+
+
+def test_another_film_is_another_video_and_of_one_video_a_part_that_is_not_measured() -> None:
+    two, one = films_of_lengths(6, 40), films_of_lengths(6)
+    for step in range(20):
+        own, (latents, prompts) = two.clips(2, 0, step, held_out=True), two.others(2, 0, step)
+        assert latents.shape == own.latents.shape
+        assert [len(film) for film in prompts] == [3, 3]
+        videos, others = (films[:, 0, 0, 0, 0] // 100 for films in (own.latents, latents))
+        assert (videos != others).all()
+        assert latents[:, 0, :, 0, 0].max() >= 132 or not others.any()
+    assert one.others(2, 0, 0)[0][:, 0, :, 0, 0].tolist() == [[0, 1, 2], [0, 1, 2]]  # its end is 3, 4, 5
+
+
+def test_longer_stretches_than_those_of_a_training_begin_in_what_it_saw_of_short_videos() -> None:
+    films = films_of_lengths(40, frames=8)  # its last fifth
+    assert not films.seen_in(3)
+    assert not films.seen_in(8)
+    assert films_of_lengths(40, 16, frames=8).seen_in(3)
 
 
 def test_frames_of_one_caption_share_their_words() -> None:

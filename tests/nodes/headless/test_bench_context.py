@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -23,6 +24,7 @@ from longreel.nodes.headless.bench_context import (
     tokens_of,
     training_cost,
 )
+from longreel.nodes.headless.cli import main
 from longreel.nodes.headless.context_page import context_table, share
 from longreel.nodes.headless.large_models import BF16, LARGE_MODELS, META, LargeModel
 from longreel.nodes.host import hunyuan_history, wan_history
@@ -148,3 +150,11 @@ def test_a_table_says_that_shorter_sequences_take_less(host: object) -> None:
     assert rows[0][5:] == ["100 %"] * 6 + ["100 % |"]  # tokens, attention and step
     attention = {row[1]: float(row[6].split()[0]) for row in rows[1:6]}
     assert attention["4x4x2"] < attention["2x2x8"] < attention["2x2x4"] < attention["2x2x2"] < attention["2x2x1"] < 100
+
+
+def test_a_page_that_could_not_be_written_is_refused_before_anything_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in (tmp_path / "gone" / "page.md", tmp_path):
+        assert main(["bench", "context", "--out", str(out)]) == 1
+        assert capsys.readouterr().err.startswith(f"error: --out needs a file in a folder that is there, got {out}")

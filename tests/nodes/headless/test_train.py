@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encoder_runs import new_encoder
 
-from longreel.memory.encoder_file import read_encoder
+from longreel.memory.encoder_file import read_encoder, save_encoder
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 from longreel.nodes.headless.train import LAYERS
+from longreel.nodes.host.build import ENCODER_LORA, TINY_ENCODER
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,40 @@ def test_training_an_encoder_says_which_package_it_misses(
     assert not list(tmp_path.iterdir())
 
 
+def test_stage_two_refuses_an_encoder_or_a_lora_of_another_model_before_it_looks_at_videos(
+    tmp_path: Path, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_encoder(tmp_path / "other.safetensors", new_encoder().spec, new_encoder().state_dict())
+    (tmp_path / "wall.mp4").write_text("no video")
+    (tmp_path / "wall.txt").write_text("a wall")
+    command = ["train", "encoder", "finetune", "--out", str(tmp_path / "run"), "--videos", str(tmp_path)]
+    assert main([*command, "--encoder", str(tmp_path / "other.safetensors")]) == 1
+    assert (
+        "error: --encoder needs an encoder for the tiny model, of width 256, got one of width 128"
+        in capsys.readouterr().err
+    )
+    command += ["--encoder", str(TINY_ENCODER)]
+    for lora, said in ((TINY_ENCODER, "lora_A.weight needs to be [32, 256]"), (tmp_path / "wall.txt", "deserializing")):
+        assert main([*command, "--lora", str(lora)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: --lora needs the encoder_lora.safetensors of stage I, got ")
+        assert said in error
+    assert main([*command, "--lora", str(ENCODER_LORA)]) == 1
+    assert "error: wall.mp4 cannot be read as a video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frames", ["4", "12", "25"])
+def test_stage_two_refuses_cartoons_that_it_could_not_make_or_measure(
+    tmp_path: Path, frames: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "encoder", "finetune", "--encoder", str(TINY_ENCODER), "--out", str(tmp_path / "run")]
+    assert main([*command, "--history-frames", frames]) == 1
+    assert capsys.readouterr().err.startswith(
+        "error: --history-frames of cartoons needs to be a multiple of 3 in stage II"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_encoder_learns_from_a_folder_of_videos_in_both_stages(
     tmp_path: Path, host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +165,9 @@ def test_an_encoder_learns_from_a_folder_of_videos_in_both_stages(
     crossed = ["--cross-attention", *source]
     assert main([*train, "pretrain", "--out", str(one), *crossed]) == 0
     assert "encoding noise.mp4" in capsys.readouterr().out
+    bench = ["bench", "retrieval", "--encoder", str(one), "--out", str(one), *source[:4], "--history-frames", "8"]
+    assert main(bench) == 1
+    assert "error: --history-frames 8 needs other videos than those that one was trained on" in capsys.readouterr().err
     encoder = str(one / "encoder.safetensors")
     assert main([*train, "finetune", "--out", str(two), "--encoder", encoder, *source]) == 0
     assert "What comes next in the parts of the videos that were left out" in capsys.readouterr().out
