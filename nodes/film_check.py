@@ -51,6 +51,11 @@ def _check_options(film: Film) -> None:
             "Context windows and memory cannot be combined: memory already bounds what is read. Remove the Context "
             "Windows node from the model's wire."
         )
+    if type(film.model.model_options["transformer_options"].get("easycache")).__name__ == "LazyCacheHolder":
+        raise ValueError(
+            "LazyCache compares every step with the one before and stops where a new chunk begins. Remove the LazyCache node; "
+            "EasyCache works."
+        )
     if film.model.get_additional_models_with_key("multigpu"):
         raise ValueError("Memory lives on one GPU, but this model is spread over several. Remove the MultiGPU node.")
     if getattr(film.sampler, "sampler_function", None) is comfy.k_diffusion.sampling.sample_ar_video:

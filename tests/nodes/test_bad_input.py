@@ -15,6 +15,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_easycache import LazyCacheNode
 from film import film_on_disk, planned, prompt
 from hunyuan_variants import load_hunyuan_variant
 from wan_variants import SPEC, VARIANTS, load_variant, load_wan, other_wan_models, patches
@@ -116,6 +117,10 @@ def test_an_attention_slot_that_another_pack_holds_is_refused_by_name(
     )
 
 
+def with_lazy_cache(film: Film) -> Film:
+    return dataclasses.replace(film, model=LazyCacheNode.execute(film.model, 0.2, 0.15, 0.95, False).result[0])
+
+
 def with_context_windows(film: Film) -> Film:
     model = film.model.clone()
     model.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
@@ -215,6 +220,7 @@ BAD_FILMS: dict[str, tuple[Change, tuple[str, ...]]] = {
         remembering(positions=PositionPolicy.CLAMPED, trained_frames=3),
         ("trained length above the chunk's 3", "got 3"),
     ),
+    "a step cache of the sampler": (with_lazy_cache, ("LazyCache", "Remove the LazyCache node", "EasyCache works")),
     "context windows": (with_context_windows, ("Context windows and memory", "Remove the Context Windows node")),
     "two prompts in a shot": (
         changed(storyboard=planned("[1.5s] a beach\n[1.5s] a wood", prompts=(prompt(0), prompt(1) + prompt(2)))),
