@@ -253,7 +253,7 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: P
         ({"pace": -1}, "moves 0 to 16 times"),
         ({"size": "wide"}, "needs a size like 96x128"),
         ({"size": "48x64", "rate": "4x4x2"}, "pictures of at least 64x64, got 48x64"),
-        ({"kept_frames": 7}, "1 or more are kept, got 6 and 7"),
+        ({"kept_frames": 7}, "films of at least 7 frames, got 6: 7 of them"),
         ({"cross_layers": 2, "branches": "patchifier"}, "Cross-attention reads the high-resolution branch"),
     ],
 )
