@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 from film import film_on_disk, planned, prompt
+from torch import Tensor
 
 from longreel.memory.encoded_history import HistoryConfig
 from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
 from longreel.memory.encoder_file import save_encoder
 from longreel.memory.encoder_spec import EncoderSpec, Modulation, Rate
+from longreel.memory.history_session import Reading
 from longreel.memory.training.initialise import initialise_encoder
 from longreel.nodes.film import Film
 from longreel.nodes.host.build import TinyWanSpec, build_tiny_wan, host_modules
 from longreel.nodes.host.encoder_model import LoadedEncoder, load_encoder
+from longreel.nodes.host.keys import OVERRIDE
 
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=3)
 OWN = 3 * 4 * 8 // 4  # tokens of a chunk of `three_shots`
@@ -51,6 +54,34 @@ def encoders_in(folder: Path) -> Callable[..., LoadedEncoder]:
         return load_encoder(path, config or HistoryConfig(), dtype)
 
     return load
+
+
+def encoders_read(folder: Path, reading: Reading) -> Callable[..., LoadedEncoder]:
+    """The same for encoders whose tokens read their own prompts and are read so often, beside a window of one frame."""
+    load = encoders_in(folder)
+
+    def read(config: HistoryConfig | None = None, **changes: Any) -> LoadedEncoder:
+        loaded = load(config or HistoryConfig(1), **{"own_prompts": True, **changes})
+        return dataclasses.replace(loaded, reading=reading)
+
+    return read
+
+
+def under(model: ModelPatcher, mask_of: Callable[[int], Tensor]) -> ModelPatcher:
+    """A model whose self-attention over frames and history, of so many tokens, is told this mask beside its own."""
+
+    def masked(
+        attention: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, mask: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        if k.shape[1] == q.shape[1] > OWN:
+            hidden = mask_of(q.shape[1])
+            mask = hidden if mask is None else mask + hidden
+        made: Tensor = attention(q, k, v, *args, mask=mask, **rest)
+        return made
+
+    clone = model.clone()
+    clone.model_options["transformer_options"][OVERRIDE] = masked
+    return clone
 
 
 def lively_wan() -> ModelPatcher:

@@ -129,7 +129,7 @@ def check(peer: Peer, inputs: Inputs, exact: Tensor, torch_error: float) -> tupl
     except torch.OutOfMemoryError:
         return replace(row, note="out of memory"), None
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as refusal:
-        if not peer.foreign:
+        if not peer.foreign:  # ours has no excuse; others refuse a shape or a card in ways of their own
             raise
         return replace(row, note=f"refused: {str(refusal).splitlines()[0]}"), None
     error = relative_error(out[0], exact)

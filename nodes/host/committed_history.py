@@ -16,7 +16,7 @@ from torch import Tensor
 from ...memory.committed_history import Commits, KeptLayers, Segment
 from ...memory.encoded_history import History
 from ...memory.encoder_spec import PATCH, Modulation
-from .kept_history import LAYER, reading
+from .kept_history import LAYER, next_attention, reading
 from .keys import OVERRIDE
 from .wan_history import LAYER as BLOCK
 from .wan_history import rope_table, with_history
@@ -63,16 +63,13 @@ def _keep(
     **settings: Any,
 ) -> Tensor:
     """An attention override around whatever was there `before`: in every layer the first attention is that among the tokens."""
-    call = attention if before is None else partial(before, attention)
     layer = settings["transformer_options"][LAYER]
     if layer not in kept:
         kept[layer] = [(k, v)]
         if counts is not None:
             bias = counts.log().to(q).expand(1, 1, 1, -1)
             mask = bias if mask is None else mask + bias
-    told = {} if mask is None else {"mask": mask}
-    made: Tensor = call(q, k, v, *args, **told, **settings)
-    return made
+    return next_attention(before, attention)(q, k, v, *args, mask=mask, **settings)
 
 
 def _alone(network: Any, segment: Segment, options: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ what was kept no token of history joins the sequence.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,18 @@ from .keys import OVERRIDE
 
 LAYER = "block_index"
 """The host's name for the number of a layer."""
+
+
+def next_attention(before: Any, attention: Any) -> Callable[..., Tensor]:
+    """What an attention override asks: whatever was there `before`, or the host's `attention`; told a mask only where there is one."""
+    call = attention if before is None else partial(before, attention)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *args: Any, mask: Tensor | None = None, **settings: Any) -> Tensor:
+        told = {} if mask is None else {"mask": mask}
+        made: Tensor = call(q, k, v, *args, **told, **settings)
+        return made
+
+    return attend
 
 
 def keeping(options: dict[str, Any], history: History, kept: KeptLayers) -> dict[str, Any]:
@@ -39,22 +52,20 @@ def _keep(
     **settings: Any,
 ) -> Tensor:
     """An attention override around whatever was there `before`: `tokens` of history stand behind those of the frames being made."""
-    call = attention if before is None else partial(before, attention)
+    call = next_attention(before, attention)
     layer = settings["transformer_options"][LAYER]
     if k.shape[1] != q.shape[1] or layer in kept:
-        told = {} if mask is None else {"mask": mask}
-        made: Tensor = call(q, k, v, *args, **told, **settings)
-        return made
+        return call(q, k, v, *args, mask=mask, **settings)
     own = q.shape[1] - tokens
-    masks: tuple[dict[str, Tensor], ...] = ({}, {})
+    first = behind = None
     if mask is not None:
         first, behind = (mask, mask) if mask.shape[-2] == 1 else (mask[..., :own, :], mask[..., own:, :])
-        masks = ({"mask": first}, {"mask": behind[..., own:]})
+        behind = behind[..., own:]
     kept[layer] = [(k[:1, own:].clone(), v[:1, own:].clone())]
     return torch.cat(
         [
-            call(q[:, :own], k, v, *args, **masks[0], **settings),
-            call(q[:, own:], k[:, own:], v[:, own:], *args, **masks[1], **settings),
+            call(q[:, :own], k, v, *args, mask=first, **settings),
+            call(q[:, own:], k[:, own:], v[:, own:], *args, mask=behind, **settings),
         ],
         dim=1,
     )
@@ -84,7 +95,6 @@ class _Reader:
         **settings: Any,
     ) -> Tensor:
         """An attention override around whatever was there `before`."""
-        call = attention if before is None else partial(before, attention)
         found = self._left.pop(settings["transformer_options"][LAYER], None)
         if found is not None:
             k, v = (
@@ -92,9 +102,7 @@ class _Reader:
                 for own, theirs in zip((k, v), zip(*found, strict=True), strict=True)
             )
             mask = self._told(q, k, mask)
-        told = {} if mask is None else {"mask": mask}
-        made: Tensor = call(q, k, v, *args, **told, **settings)
-        return made
+        return next_attention(before, attention)(q, k, v, *args, mask=mask, **settings)
 
     def _told(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:
         """The mask of the frames being made, under which a token of history counts as often as it should."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from encoders import FRAME, OWN, SPEC, encoders_in, lively_wan, three_shots
+from encoders import FRAME, OWN, SPEC, encoders_read, lively_wan, three_shots, under
 from numerics import BF16_COMPUTE_ERROR, NOT_ROUNDING, ROLLOUT_ERROR, relative_error
 from torch import Tensor
 
@@ -19,8 +19,8 @@ from longreel.memory.encoder_spec import Rate
 from longreel.memory.history_session import Reading
 from longreel.memory.trace import read_trace
 from longreel.nodes.host.encoder_model import LoadedEncoder
+from longreel.nodes.host.keys import OVERRIDE
 
-OVERRIDE = "optimized_attention_override"
 TOKEN = FRAME // 4  # tokens of a part: 2 x 2 of the model's own become one
 PARTS = {3: [0, 0, 0, 0], 6: [0, 1, 2, 0, 0, 0, 2, 2, 2]}
 """For films of 3 and 6 frames, when each part of history was committed: those of 2 frames, then those of single ones.
@@ -36,37 +36,22 @@ def model(host: object) -> ModelPatcher:
 
 @pytest.fixture
 def committed(tmp_path: Path) -> Callable[..., LoadedEncoder]:
-    load = encoders_in(tmp_path)
-
-    def once_a_film(config: HistoryConfig | None = None, **changes: Any) -> LoadedEncoder:
-        loaded = load(config or HistoryConfig(1), **{"own_prompts": True, **changes})
-        return replace(loaded, reading=Reading.ONCE_A_FILM)
-
-    return once_a_film
+    return encoders_read(tmp_path, Reading.ONCE_A_FILM)
 
 
 def looking_back(model: ModelPatcher) -> ModelPatcher:
     """A model whose history looks at no frame being made, at nothing newer than itself, and at whole frames only as one of them."""
 
-    def masked(
-        attention: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, mask: Tensor | None = None, **rest: Any
-    ) -> Tensor:
-        if k.shape[1] == q.shape[1] > OWN:
-            told = PARTS[3] if q.shape[1] == OWN + len(PARTS[3]) * TOKEN + FRAME else PARTS[6]
-            order = torch.tensor(told).repeat_interleave(TOKEN)
-            seen = order[:, None] >= order
-            sees = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool)
-            sees[OWN:, :OWN] = False
-            sees[OWN:-FRAME, OWN:-FRAME] = seen
-            sees[OWN:-FRAME, -FRAME:] = False
-            hidden = torch.zeros(1, 1, *sees.shape).masked_fill(~sees, -torch.inf)
-            mask = hidden if mask is None else mask + hidden
-        made: Tensor = attention(q, k, v, *args, mask=mask, **rest)
-        return made
+    def hidden(tokens: int) -> Tensor:
+        told = PARTS[3] if tokens == OWN + len(PARTS[3]) * TOKEN + FRAME else PARTS[6]
+        order = torch.tensor(told).repeat_interleave(TOKEN)
+        sees = torch.ones(tokens, tokens, dtype=torch.bool)
+        sees[OWN:, :OWN] = False
+        sees[OWN:-FRAME, OWN:-FRAME] = order[:, None] >= order
+        sees[OWN:-FRAME, -FRAME:] = False
+        return torch.zeros(1, 1, *sees.shape).masked_fill(~sees, -torch.inf)
 
-    clone = model.clone()
-    clone.model_options["transformer_options"][OVERRIDE] = masked
-    return clone
+    return under(model, hidden)
 
 
 @pytest.mark.parametrize(("cfg", "proportional", "count"), [(1.0, True, 7), (5.0, False, 7), (5.0, True, OWN)])

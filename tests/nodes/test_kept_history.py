@@ -13,7 +13,7 @@ import torch
 from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from encoders import FRAME, OWN, SPEC, encoders_in, lively_wan, three_shots
+from encoders import FRAME, OWN, SPEC, encoders_read, lively_wan, three_shots, under
 from film import film_on_disk, planned
 from hunyuan_film import words
 from numerics import NOT_ROUNDING, ROLLOUT_ERROR, relative_error
@@ -27,9 +27,7 @@ from longreel.nodes.host.build import build_tiny_vae
 from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, build_tiny_hunyuan
 from longreel.nodes.host.encoder_check import check_encoder
 from longreel.nodes.host.encoder_model import LoadedEncoder
-from longreel.nodes.host.keys import HISTORY
-
-OVERRIDE = "optimized_attention_override"
+from longreel.nodes.host.keys import HISTORY, OVERRIDE
 
 
 @pytest.fixture(scope="module")
@@ -39,31 +37,18 @@ def model(host: object) -> ModelPatcher:
 
 @pytest.fixture
 def once(tmp_path: Path) -> Callable[..., LoadedEncoder]:
-    load = encoders_in(tmp_path)
-
-    def read_once(config: HistoryConfig | None = None, **changes: Any) -> LoadedEncoder:
-        loaded = load(config or HistoryConfig(1), **{"own_prompts": True, **changes})
-        return replace(loaded, reading=Reading.ONCE_A_CHUNK)
-
-    return read_once
+    return encoders_read(tmp_path, Reading.ONCE_A_CHUNK)
 
 
 def blind(model: ModelPatcher) -> ModelPatcher:
     """A model whose history does not look at the frames being made."""
 
-    def masked(
-        attention: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, mask: Tensor | None = None, **rest: Any
-    ) -> Tensor:
-        if k.shape[1] == q.shape[1] > OWN:
-            hidden = torch.zeros(1, 1, q.shape[1], k.shape[1])
-            hidden[..., OWN:, :OWN] = -torch.inf
-            mask = hidden if mask is None else mask + hidden
-        made: Tensor = attention(q, k, v, *args, mask=mask, **rest)
-        return made
+    def hidden(tokens: int) -> Tensor:
+        mask = torch.zeros(1, 1, tokens, tokens)
+        mask[..., OWN:, :OWN] = -torch.inf
+        return mask
 
-    clone = model.clone()
-    clone.model_options["transformer_options"][OVERRIDE] = masked
-    return clone
+    return under(model, hidden)
 
 
 @pytest.mark.parametrize(("cfg", "proportional", "count"), [(1.0, True, 7), (5.0, False, 7), (5.0, True, OWN)])
