@@ -44,7 +44,7 @@ class EncoderTraining:
     they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what
     training starts from, `films` what is seen; cartoons have shots of at most `longest_shot` frames and move at `pace` times the
     usual. `processes` train at once, each on `clips` films of its own a step. `cross_layers` is how many layers of the model read the
-    encoder's hidden states, or 0.
+    encoder's hidden states, or 0. `beside` says in words which encoder is trained beside this one, if any.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
@@ -75,6 +75,7 @@ class EncoderTraining:
     pace: float = USUAL_PACE
     processes: int = 1
     cross_layers: int = 0
+    beside: str = ""
 
     def __post_init__(self) -> None:
         _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..encoded_history import History, stretches, token_counts
-from ..encoder import MemoryEncoder, token_positions
+from ..encoded_history import History
 from ..encoder_spec import PATCH
 from .causal import TRAIN_TIMESTEPS
 from .clips import FilmClips, TileCodec, film_clips
+from .encoder_chain import Encoders, Piece, joined, tellers_of, told_by
 from .encoder_settings import EncoderStage, EncoderTraining
 from .lora import add_lora, load_lora_state, lora_state
 from .processes import ALONE, Processes
@@ -139,34 +139,18 @@ def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.G
     return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, none, prompts)
 
 
-def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History | None:
-    """What the model reads of the film: the encoder's tokens, and the window's frames as its own; None where there is nothing."""
-    spec = encoder.spec
-    _, _, frames, height, width = batch.history.shape
-    tokens, positions, cross = [], [], None
-    parts: list[tuple[int, int]] = []  # tokens, and the frame whose prompt they read
-    if frames >= spec.rate.frames:
-        told = encoder.told(batch.history, network.patch_embedding)
-        tokens.append(told[..., : spec.width])
-        if encoder.cross is not None:
-            cross = encoder.cross.reader(told[..., spec.width :])
-        grid = spec.grid(frames, height, width)
-        positions.append(token_positions(spec, grid))
-        parts += [(grid[1] * grid[2], index * spec.rate.frames) for index in range(grid[0])]
+def read_history(network: Any, encoder: Encoders, batch: EncoderBatch) -> History | None:
+    """What the model reads of the film: the encoders' tokens, and the window's frames as its own; None where there is nothing."""
+    tellers = tellers_of(encoder)
+    told = [told_by(teller, batch.history, network.patch_embedding) for teller in tellers]
+    pieces = [piece for piece in told if piece is not None]
     if batch.window.shape[2]:
-        tokens.append(network.patch_embedding(batch.window).flatten(2).transpose(1, 2))
-        rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in (height, width))
+        tokens = network.patch_embedding(batch.window).flatten(2).transpose(1, 2)
+        rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in batch.window.shape[3:])
         newest = batch.target_frames[0] + torch.arange(-batch.window.shape[2], 0)
-        positions.append(torch.cartesian_prod(newest, rows, columns))
-        parts += [(len(rows) * len(columns), frame) for frame in newest.int().tolist()]
-    if not tokens:
-        return None
-    own = (stretches((count, film[frame]) for count, frame in parts) for film in batch.prompts)
-    prompts = tuple(own) if spec.own_prompts else ()
-    counts = token_counts(spec, [len(places) for places in positions], bool(batch.window.shape[2]))
-    return History(
-        torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames, prompts, counts, cross
-    )
+        places = torch.cartesian_prod(newest, rows, columns)
+        pieces.append(Piece(tellers[0].encoder.spec, tokens, places, newest.int().tolist()))
+    return joined(pieces, batch.target_frames, batch.prompts)
 
 
 def predict_beside_history(
@@ -188,7 +172,7 @@ def draw_frames(modules: Any, network: Any, history: History | None, noise: Tens
 
 
 def encoder_loss(
-    modules: Any, network: Any, encoder: MemoryEncoder, batch: EncoderBatch, config: EncoderTraining, step: int
+    modules: Any, network: Any, encoder: Encoders, batch: EncoderBatch, config: EncoderTraining, step: int
 ) -> Tensor:
     """Mean squared error of the flow on the frames to make; tiles with a character count `character_weight` times."""
     generator = generator_for(config.seed, "encoder noise", step)
@@ -213,7 +197,7 @@ def train_encoder(
     modules: Any,
     peft: Any,
     network: nn.Module,
-    encoder: MemoryEncoder,
+    encoder: Encoders,
     codec: TileCodec,
     out: Path,
     tell: Callable[[dict[str, float]], None] = lambda row: None,
