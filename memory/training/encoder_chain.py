@@ -19,17 +19,20 @@ from ..cross_attention import CrossReader, together
 from ..encoded_history import History, Level, Stretch, stretches
 from ..encoder import Embed, MemoryEncoder, token_positions
 from ..encoder_spec import EncoderSpec
+from ..small_video import told_pieces
 from .encoder_settings import EncoderTraining, trained_spec
+from .small_video_codec import SmallVideoCodec
 
 REACH, BESIDE = "newest latent frames", "trained beside"
 """Facts of a file whose encoder was trained together with others: how far back it told films, and what told them beside it."""
 
 
 class Teller(NamedTuple):
-    """An encoder, and how many of the newest latent frames it tells; None is all."""
+    """An encoder, how many of the newest latent frames it tells (None is all), and what makes its smaller video, where it looks at one."""
 
     encoder: MemoryEncoder
     longest_frames: int | None = None
+    small: SmallVideoCodec | None = None
 
     def first_frame(self, frames: int) -> int:
         """The first of a film's frames that it tells: no token stands for a frame beyond its reach."""
@@ -52,11 +55,19 @@ class Piece(NamedTuple):
 
 
 class EncoderChain(nn.Module):
-    """Several encoders as one module; `reaches` says how many of the newest latent frames each tells, None is all."""
+    """One encoder or several as one module; `reaches` says how many of the newest latent frames each tells, None is all.
 
-    def __init__(self, encoders: Sequence[MemoryEncoder], reaches: Sequence[int | None]) -> None:
+    `small` makes the smaller videos of those that look at one.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[MemoryEncoder],
+        reaches: Sequence[int | None],
+        small: SmallVideoCodec | None = None,
+    ) -> None:
         super().__init__()
-        self.tellers = [Teller(*pair) for pair in zip(encoders, reaches, strict=True)]
+        self.tellers = [Teller(*pair, small) for pair in zip(encoders, reaches, strict=True)]
         self.encoders = nn.ModuleList(encoders)
 
 
@@ -77,7 +88,7 @@ def told_by(teller: Teller, history: Tensor, embed: Embed) -> Piece | None:
     grid = spec.grid(frames - first, *size)
     if not grid[0]:
         return None
-    told = encoder.told(history[:, :, first:], embed)
+    told = _told(teller, history, first, embed)
     return Piece(
         spec,
         told[..., : spec.width or None],
@@ -86,6 +97,21 @@ def told_by(teller: Teller, history: Tensor, embed: Embed) -> Piece | None:
         math.prod(spec.rate),
         None if encoder.cross is None else encoder.cross.reader(told[..., spec.width :]),
     )
+
+
+def _told(teller: Teller, history: Tensor, first: int, embed: Embed) -> Tensor:
+    """Tokens of the frames from `first` on, hidden states behind them."""
+    encoder, spec, small = teller.encoder, teller.encoder.spec, teller.small
+    if not spec.looks_at_pictures or small is None:
+        return encoder.told(history[:, :, first:], embed)
+    parts = []
+    for start, end in told_pieces(history.shape[2], small.chunk_frames, spec.rate.frames):
+        if end > first:
+            piece = history[:, :, start:end]
+            told = encoder.told(piece, embed, small.encode(piece, spec))
+            skipped = max(0, first - start) // spec.rate.frames
+            parts.append(told.unflatten(1, ((end - start) // spec.rate.frames, -1))[:, skipped:].flatten(1, 2))
+    return torch.cat(parts, dim=1)
 
 
 def joined(pieces: Sequence[Piece], target_frames: Tensor, prompts: Sequence[Sequence[Tensor]]) -> History | None:

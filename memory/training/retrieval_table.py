@@ -58,7 +58,7 @@ def length_name(config: EncoderTraining) -> str:
 def row_of(name: str, config: EncoderTraining, encoder: Encoders, asked: Sequence[AskedFilm]) -> dict[str, Any]:
     """One row as JSON: its name and settings, what the encoder takes, the means, and each film's PSNR in dB."""
     size = Size.parse(config.size)
-    told = [(each.spec, longest) for each, longest in tellers_of(encoder)]
+    told = [(teller.encoder.spec, teller.longest_frames) for teller in tellers_of(encoder)]
     tokens = most_tokens(told, 0, config.history_frames, size.height // TILE, size.width // TILE)
     return {
         "name": name,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import load_file
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ...memory.encoded_history import HistoryConfig
 from ...memory.encoder_file import read_spec
-from ...memory.encoder_spec import Rate, smaller_frames
+from ...memory.encoder_spec import EncoderSpec, Rate, smaller_frames
 from ...memory.history_session import Reading
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import UNTRAINED, WHOLE, WINDOW_CHUNKS, encoder_policies
@@ -41,9 +42,9 @@ class EncodedModel:
     model: ModelPatcher
     encoder: LoadedEncoder
 
-    def remembering(self) -> ModelPatcher:
-        """The model with this memory."""
-        return attach_encoder(self.model, self.encoder)
+    def remembering(self, vae: comfy.sd.VAE | None = None) -> ModelPatcher:
+        """The model with this memory; `vae` is for encoders that look at pictures."""
+        return attach_encoder(self.model, self.encoder, vae)
 
     def described(self) -> dict[str, Any]:
         """What changes a measured number, as JSON."""
@@ -57,7 +58,7 @@ class EncodedModel:
     def cost(self, size: tuple[int, int]) -> dict[str, float]:
         """Tokens of a second of history, milliseconds to encode it, and bytes, of all its encoders.
 
-        One that reaches a few seconds back is counted as long as it tells.
+        One that reaches a few seconds back is counted as long as it tells. What the VAE takes for a smaller video is not counted.
         """
         costs = [_cost(self.model, each, size) for each in self.encoder.all]
         return {name: sum(cost[name] for cost in costs) for name in _COSTS}
@@ -66,11 +67,14 @@ class EncodedModel:
 def _cost(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, int]) -> dict[str, float]:
     module, spec = encoder.patcher.model, encoder.spec
     latents = torch.randn(1, spec.channels, _TIMED_FRAMES, *size, generator=torch.Generator().manual_seed(0))
+    low = None
+    if isinstance(spec, EncoderSpec) and spec.looks_at_pictures:
+        low = torch.randn(1, spec.channels, *spec.low_size(*latents.shape[2:]))
     seconds = []
     with torch.inference_mode():
         for _ in range(_TIMED):
             started = time.perf_counter()
-            tokens: Tensor = module(latents, model.model.diffusion_model.patch_embedding)
+            tokens: Tensor = module(latents, model.model.diffusion_model.patch_embedding, low)
             seconds.append(time.perf_counter() - started)
     film = _TIMED_FRAMES / FRAMES_PER_SECOND
     weights = sum(p.numel() * p.element_size() for p in module.parameters())

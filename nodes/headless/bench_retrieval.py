@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...memory.whole_file import whole_file
 from .boot import boot_host
-from .encoder_files import ENCODER_FILE, LORA_FILE, EncoderOnDisk, encoders_in, read_encoders
+from .encoder_files import ENCODER_FILE, LORA_FILE, EncoderOnDisk, encoders_in, read_encoders, with_small_videos
 from .render import check_folder
 from .train_encoder import write_json
 from .train_films import HISTORY_FRAMES, add_source, captioned_videos, source_settings, video_films
@@ -191,7 +191,9 @@ def _measured(
 
     name = f"{reader.name}, {length_name(config)}"
     print(name, flush=True)
-    encoder = read_encoders(reader.encoders)
+    encoder = with_small_videos(
+        read_encoders(reader.encoders), host_modules(), args.out or Path(), config.segment_frames
+    )
     model = build_tiny_reader(shipped_weights("wan") or {}, reader.lora)
     comfy.model_management.load_models_gpu([model])
     asked = ask_films(config, host_modules(), model.model.diffusion_model, encoder, codec, args.films // CLIPS, videos)

@@ -55,6 +55,19 @@ def read_encoders(files: list[EncoderOnDisk]) -> Encoders:
     return encoders[0] if len(files) == 1 else EncoderChain(encoders, [longest for _, _, longest in files])
 
 
+def with_small_videos(encoders: Encoders, modules: Any, out: Path, chunk_frames: int) -> Encoders:
+    """The encoders, and what makes smaller videos of films that go on by so many frames where one of them looks at those."""
+    from ...memory.training.encoder_chain import EncoderChain, tellers_of
+    from ...memory.training.small_video_codec import SmallVideoCodec
+    from .train import tiny_vae
+
+    tellers = tellers_of(encoders)
+    if not any(teller.encoder.spec.looks_at_pictures for teller in tellers):
+        return encoders
+    small = SmallVideoCodec(tiny_vae(modules, out), modules.latent_mean, modules.latent_std, chunk_frames)
+    return EncoderChain([teller.encoder for teller in tellers], [teller.longest_frames for teller in tellers], small)
+
+
 def save_encoders(out: Path, config: EncoderTraining, network: Any, encoders: Encoders) -> list[Path]:
     """Write the encoders, with what is worth knowing of this training, and the adapters; the files of the encoders."""
     from ...memory.encoder_file import save_encoder

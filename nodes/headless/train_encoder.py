@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .boot import DEVICES, boot_host
-from .encoder_files import ENCODER_FILE, LORA_FILE, add_beside, check_beside, check_reach, save_encoders
+from .encoder_files import (
+    ENCODER_FILE,
+    LORA_FILE,
+    add_beside,
+    check_beside,
+    check_reach,
+    save_encoders,
+    with_small_videos,
+)
 from .launched import launched
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
 from .train_films import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
@@ -43,6 +51,13 @@ def add_encoder(models: Any) -> Any:
         choices=BRANCHES,
         default="both",
         help="leave one out, to compare, or take a single large convolution instead (FramePack's way)",
+    )
+    pretrain.add_argument(
+        "--low",
+        choices=("latents", "video"),
+        default="latents",
+        help="what the low-resolution branch looks at: smaller latents, or a smaller video through the VAE, which takes more time "
+        "(default: latents)",
     )
     pretrain.add_argument("--modulation", choices=levels, default="clean", help="noise level that tokens are told")
     pretrain.add_argument(
@@ -116,6 +131,7 @@ def run_encoder(args: argparse.Namespace) -> int:
         config = config if videos is None else replace(config, films=videos.name)
         RunFolder(args.out, config, processes.leads).load()  # refuses a run of other settings before the slow part
         codec = tiny_codec(modules, args.out)
+        encoder = with_small_videos(encoder, modules, args.out, config.segment_frames)
     tell = tell_step if processes.leads else tell_nothing
     if processes.leads:
         print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
@@ -241,7 +257,7 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...
         )
     try:
         if args.stage == "pretrain":
-            given = {name: getattr(args, name) for name in ("rate", "branches", "modulation")}
+            given = {name: getattr(args, name) for name in ("rate", "branches", "low", "modulation")}
             given |= {"own_prompts": not args.one_prompt, "proportional": not args.counts_once}
             return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), ()
         check_beside(args)

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from encoder_runs import SHORT, SPEC, STAGES, orthogonal_codec
-from numerics import SAME_SUM, relative_error
+from numerics import NOT_ROUNDING, SAME_SUM, relative_error
 
 from longreel.memory.encoded_history import EncodedHistory, FilmEncoder, History
 from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
@@ -24,6 +24,7 @@ from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.training.lora import lora_state
 from longreel.memory.training.retrieval import ask_films
 from longreel.memory.training.retrieval_table import row_of
+from longreel.memory.training.small_video_codec import SmallVideoCodec
 from longreel.nodes.host.build import host_modules
 
 LONGER = replace(STAGES[EncoderStage.FINETUNE], history_frames=12)
@@ -64,7 +65,7 @@ def read_by_a_film(network: Any, chain: EncoderChain, clips: FilmClips, frames: 
                 partial(each.told, embed=network.patch_embedding),
                 None if each.cross is None else each.cross.reader,
             )
-            for each, longest in tellers_of(chain)
+            for each, longest, _ in tellers_of(chain)
         ],
         window,
         lambda latents: network.patch_embedding(latents).flatten(2).transpose(1, 2),
@@ -104,6 +105,43 @@ def test_training_reads_what_a_film_with_both_encoders_reads(
         if trained.cross is not None and made.cross is not None:
             x = torch.randn(1, 7, SPEC.width, generator=torch.Generator().manual_seed(0))
             assert relative_error(trained.cross(1, x), made.cross(1, x)) < SAME_SUM
+
+
+@pytest.mark.parametrize(("rate", "reach"), [("2x2x2", None), ("2x2x2", 5), ("2x2x1", 4), ("2x2x4", None)])
+@torch.no_grad()
+def test_an_encoder_of_smaller_videos_tells_what_it_tells_in_a_film_that_goes_on_chunk_by_chunk(
+    host: object, rate: str, reach: int | None
+) -> None:
+    """Piece by piece, each a video of its own to the VAE, whose pieces of other lengths tell something else."""
+    modules = host_modules()
+    network, generator = modules.new_wan(SPEC), torch.Generator().manual_seed(2)
+    encoder = MemoryEncoder(tiny_encoder_spec(replace(SHORT, rate=rate, branches="low", low="video"), SPEC.width))
+    small = SmallVideoCodec(modules.new_vae(8), modules.latent_mean, modules.latent_std, 3)
+    latents, prompts = torch.randn(1, 16, 13, 4, 4, generator=generator), [torch.zeros(1, 4096)] * 13
+    clips = FilmClips(latents, torch.zeros(1, 13, 4, 4), prompts[0][None], [prompts])
+    film = EncodedHistory(
+        [
+            FilmEncoder(
+                encoder.spec,
+                reach,
+                lambda piece: encoder.told(piece, network.patch_embedding, small.encode(piece, encoder.spec)),
+            )
+        ],
+        0,
+        network.patch_embedding,
+    )
+    for chunk in latents[:, :, :10].split(3, dim=2):
+        film.append(chunk, prompts[0])
+    film.begin()
+    trained = read_history(network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0))
+    assert trained is not None
+    assert film.current is not None
+    assert relative_error(trained.tokens, film.current.tokens) < SAME_SUM
+    assert torch.equal(trained.positions - torch.tensor([10.0, 0, 0]), film.current.positions)
+    small.chunk_frames = 10
+    at_once = read_history(network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0))
+    assert at_once is not None
+    assert relative_error(at_once.tokens, trained.tokens) > NOT_ROUNDING
 
 
 def test_both_encoders_and_the_lora_learn_and_an_interrupted_training_ends_with_the_same_bits(

@@ -19,6 +19,7 @@ from numerics import FORWARD_ERROR, NOT_ROUNDING, SAME_SUM, relative_error
 from longreel.memory.encoded_history import EncodedHistory, FilmEncoder
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
+from longreel.memory.encoder_spec import LowBranch
 from longreel.memory.training.clips import FilmClips, TileCodec, film_clips
 from longreel.memory.training.encoder_settings import (
     Branches,
@@ -254,6 +255,11 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: P
         ({"size": "wide"}, "needs a size like 96x128"),
         ({"size": "48x64", "rate": "4x4x2"}, "pictures of at least 64x64, got 48x64"),
         ({"kept_frames": 7}, "films of at least 7 frames, got 6: 7 of them"),
+        (
+            {"low": "video", "branches": "high"},
+            "looks at latents or video, got 'video' for an encoder of branches 'high'",
+        ),
+        ({"low": "none"}, "looks at latents or video, got 'none'"),
         ({"cross_layers": 2, "branches": "patchifier"}, "Cross-attention reads the high-resolution branch"),
     ],
 )
@@ -328,6 +334,8 @@ def test_stage_two_takes_the_encoder_of_stage_one(branches: Branches, modulation
     first = replace(SHORT, branches=branches.value, modulation=modulation, **ours)
     spec = trained_spec(tiny_encoder_spec(first, SPEC.width), first)
     config = finetuning_of(spec, steps=3)
+    video = replace(spec, low=LowBranch.VIDEO if spec.low is LowBranch.LATENTS else spec.low)
+    assert tiny_encoder_spec(finetuning_of(video), SPEC.width).low is video.low
     assert tiny_encoder_spec(config, SPEC.width) == replace(spec, trained={})
     assert trained_spec(spec, config).trained.keys() > spec.trained.keys()
 

@@ -26,6 +26,7 @@ from longreel.memory.training.lora import add_lora
 from longreel.memory.training.recall import recall_film, sampling_levels
 from longreel.memory.training.recall_policies import ENCODERS, REFERENCE, UNTRAINED, WHOLE, Cell, RecallBench
 from longreel.memory.training.recall_samples import Samples
+from longreel.memory.training.small_video_codec import SmallVideoCodec
 from longreel.memory.training.words import embed_text
 from longreel.nodes.headless import recall_command
 from longreel.nodes.headless.bench_encoder import encoded_models
@@ -39,12 +40,17 @@ from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=5)
 CHUNKS, SIZE = 5, 3
 TRAINING = EncoderTraining(stage=EncoderStage.FINETUNE.value, widths=(8, 16), lora_rank=4)
-TRAININGS = {"mine": TRAINING, "crossed": replace(TRAINING, cross_layers=SPEC.layers), "two": TRAINING}
+TRAININGS = {
+    "mine": TRAINING,
+    "crossed": replace(TRAINING, cross_layers=SPEC.layers),
+    "two": TRAINING,
+    "pictured": replace(TRAINING, low="video"),
+}
 
 
 @pytest.fixture(scope="module")
 def folder(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random tiny model, and beside it in `mine`, `crossed` and `two` random encoders with LoRAs that do something."""
+    """A random tiny model, and beside it in folders named after TRAININGS random encoders with LoRAs that do something."""
     folder = tmp_path_factory.mktemp("weights")
     save_weights(host_modules().new_wan(SPEC).state_dict(), folder, "wan")
     for name, config in TRAININGS.items():
@@ -96,9 +102,11 @@ def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path, r
     rows = {each.name: each for each in encoded_models({row: folder / row}, load_weights(folder, "wan"), SIZE)}
     made = {}
     network, first = adapted(folder, TRAININGS[row])
-    encoder = chained(first) if row == "two" else first
+    modules = host_modules()
+    small = SmallVideoCodec(model.vae.first_stage_model, modules.latent_mean, modules.latent_std, SIZE)
+    encoder = chained(first) if row == "two" else EncoderChain([first], [None], small)
     for name, window in ((row, 0), (f"{row} + window", 9)):
-        drawn = model.draw(rows[name].remembering(), plan, prompts, latents[:, :, :-SIZE], noise)
+        drawn = model.draw(rows[name].remembering(model.vae), plan, prompts, latents[:, :, :-SIZE], noise)
         history = read_history(network, encoder, clean_batch(TRAINING, clips, window))
         x = noise(None, 0, (1, 16, SIZE, 12, 16))
         with host_modules().training():

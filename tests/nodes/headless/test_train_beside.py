@@ -11,6 +11,7 @@ import torch
 from encoder_runs import new_encoder
 
 from longreel.memory.encoder_file import read_encoder, save_encoder
+from longreel.memory.encoder_spec import LowBranch
 from longreel.memory.film import write_segment
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
@@ -19,15 +20,19 @@ from longreel.nodes.host.build import TINY_ENCODER
 FINETUNE = ["train", "encoder", "finetune", "--encoder", str(TINY_ENCODER)]
 
 
+def storm(folder: Path) -> list[str]:
+    """Arguments that name a folder with a captioned video, of small pictures."""
+    folder.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 255, (81, 32, 48, 3), dtype=np.uint8)
+    write_segment(folder / "noise.mp4", pictures, 16)
+    (folder / "noise.txt").write_text("a storm", encoding="utf-8")
+    return ["--videos", str(folder), "--size", "32x48", "--history-frames"]
+
+
 def test_two_encoders_are_trained_written_and_measured_together(
     host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    videos, out = tmp_path / "videos", tmp_path / "two"
-    videos.mkdir()
-    pictures = np.random.default_rng(0).integers(0, 255, (81, 32, 48, 3), dtype=np.uint8)
-    write_segment(videos / "noise.mp4", pictures, 16)
-    (videos / "noise.txt").write_text("a storm", encoding="utf-8")
-    source = ["--videos", str(videos), "--size", "32x48", "--history-frames"]
+    out, source = tmp_path / "two", storm(tmp_path / "videos")
     command = [*FINETUNE, "--beside", str(TINY_ENCODER), "--out", str(out), "--clips", "1", *source, "6"]
     command += ["--steps", "2", "--beside-frames"]
     assert main([*command, "4"]) == 0
@@ -62,6 +67,20 @@ def test_two_encoders_are_trained_written_and_measured_together(
     (row,) = json.loads((tmp_path / "lengths.json").read_text(encoding="utf-8"))
     assert row["settings"]["beside"] == "2x2x2 of the newest 4 frames"
     assert row["tokens_per_second"] == 24 + 12  # 2 s, and half of them again
+
+
+def test_an_encoder_that_looks_at_a_smaller_video_goes_through_both_stages(host: Host, tmp_path: Path) -> None:
+    source, one, two = storm(tmp_path / "videos"), tmp_path / "one", tmp_path / "two"
+    short = ["--clips", "1", *source, "6", "--steps", "1"]
+    assert main(["train", "encoder", "pretrain", "--low", "video", "--out", str(one), *short]) == 0
+    spec, weights = read_encoder(one / "encoder.safetensors")
+    assert spec.low is LowBranch.VIDEO
+    finetune = ["train", "encoder", "finetune", "--encoder", str(one / "encoder.safetensors")]
+    assert main([*finetune, "--beside", str(TINY_ENCODER), "--out", str(two), *short]) == 0
+    again, learned = read_encoder(two / "encoder.safetensors")
+    assert again.low is LowBranch.VIDEO
+    assert not torch.equal(weights["high.project.weight"], learned["high.project.weight"])
+    assert read_encoder(two / "encoder_beside.safetensors")[0].low is LowBranch.LATENTS
 
 
 @pytest.mark.parametrize(
