@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..encoded_history import History
 from ..encoder_spec import PATCH
+from ..whole_file import ProjectError
 from .causal import TRAIN_TIMESTEPS
 from .clips import FilmClips, TileCodec, film_clips
 from .encoder_chain import Encoders, Piece, joined, tellers_of, told_by
@@ -192,6 +193,14 @@ def _rate_factor(config: EncoderTraining, step: int) -> float:
     return min(1.0, (step + 1) / config.warm_up, max(0.02, (config.steps - step) / max(1, config.cool_down)))
 
 
+def _diverged(out: Path, row: dict[str, float], saved: int) -> str:
+    kept = f"The checkpoint of step {saved} in {out} is whole" if saved else f"Nothing was saved in {out} yet"
+    return (
+        f"Training needs a finite loss, got {row['loss']} and gradients of {row['norm']} at step {row['step']}: it went wrong there, and "
+        f"would again. {kept}. Start anew in another folder, with another seed, more clips a step or a lower learning rate."
+    )
+
+
 def train_encoder(
     config: EncoderTraining,
     modules: Any,
@@ -209,8 +218,8 @@ def train_encoder(
 
     `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log,
     `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
-    give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or the run in
-    `out` has other settings; the last checkpoint stays whole.
+    give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full, the run in
+    `out` has other settings or the loss is no longer finite; the last checkpoint stays whole.
     """
     run = RunFolder(out, config, processes.leads)
     network.to(processes.device)
@@ -219,13 +228,13 @@ def train_encoder(
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     if lora is not None:
         load_lora_state(network, lora)
-    first = 0
+    first = saved_step = 0
     state = run.load()
     if state is not None:
         encoder.load_state_dict(state["encoder"])
         load_lora_state(network, state["lora"])
         optimiser.load_state_dict(state["optimiser"])
-        first = int(state["step"])
+        first = saved_step = int(state["step"])
     clock = time.monotonic()
     with modules.training():
         for step in range(first, config.steps):
@@ -239,12 +248,13 @@ def train_encoder(
             loss = processes.average(loss.detach())
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             row = {"step": step + 1, "loss": loss.item(), "norm": norm.item(), "seconds": time.monotonic() - clock}
-            if not math.isfinite(row["loss"]):
-                raise ValueError(f"The loss became {row['loss']} at step {step + 1}. Start anew with half the rate.")
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["norm"])):
+                raise ProjectError(_diverged(out, row, saved_step))
             optimiser.step()
             run.log(row)
             tell(row)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 saved = {"encoder": encoder.state_dict(), "lora": lora_state(network)}
-                run.save({"step": step + 1, "optimiser": optimiser.state_dict(), **saved})
+                saved_step = step + 1
+                run.save({"step": saved_step, "optimiser": optimiser.state_dict(), **saved})
                 run.draw_curve("loss")

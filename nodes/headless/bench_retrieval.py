@@ -85,6 +85,12 @@ def run_retrieval(args: argparse.Namespace) -> int:
         raise WorkflowError(f"--films needs an even number of 2 or more, got {args.films}. Measure one more.")
     if args.videos is not None and args.out is None:
         raise WorkflowError("--videos needs --out, where what the VAE makes of them is kept, got none. Name a folder.")
+    names = [folder.resolve().name for folder in args.encoder or ()]
+    if len(set(names)) < len(names):
+        raise WorkflowError(
+            f"--encoder needs folders of different names, got {', '.join(names)}. Rows and pictures are named after their folders: "
+            "rename one."
+        )
     source = source_settings(args)
     captioned = captioned_videos(args.videos)
     if args.out is not None:
@@ -154,7 +160,7 @@ def _reader(folder: Path | None) -> Reader:
             raise WorkflowError(
                 f"{path} is for a model of width {spec.width}, the tiny model has {TinyWanSpec().width}."
             )
-    return Reader(folder.name if folder else SHIPPED, encoders, lora, digest.hexdigest()[:16])
+    return Reader(folder.resolve().name if folder else SHIPPED, encoders, lora, digest.hexdigest()[:16])
 
 
 def _refuse_seen(reader: Reader, config: EncoderTraining, videos: VideoFilms | None) -> None:

@@ -223,6 +223,22 @@ def test_cross_attention_begins_as_nothing_and_is_learned(host: object, codec: T
         assert all(parameter.grad.any() for name, parameter in crossed.cross.named_parameters() if name != shifts)
 
 
+@pytest.mark.parametrize(("broken", "said"), [(3, "checkpoint of step 2 .* is whole"), (1, "Nothing was saved")])
+def test_a_loss_that_is_no_number_stops_with_one_error_and_leaves_the_last_checkpoint(
+    host: object, codec: TileCodec, tmp_path: Path, broken: int, said: str
+) -> None:
+    modules, calls = host_modules(), iter(range(1, 9))
+    network, config = modules.new_wan(SPEC), replace(SHORT, save_every=1)
+    network.register_forward_hook(lambda module, args, made: made * float("nan") if next(calls) == broken else None)
+    with pytest.raises(ProjectError, match=f"finite loss, got nan .* at step {broken}: .*{said}"):
+        train_encoder(config, modules, peft, network, new_encoder(), codec, tmp_path)
+    run = RunFolder(tmp_path, config)
+    assert [row["step"] for row in run.rows()] == list(range(1, broken))
+    state = run.load()
+    assert (None if state is None else state["step"]) == (broken - 1 or None)
+    assert state is None or all(tensor.isfinite().all() for tensor in state["encoder"].values())
+
+
 def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec, tmp_path: Path) -> None:
     modules = host_modules()
     train_encoder(replace(SHORT, steps=1), modules, peft, modules.new_wan(SPEC), new_encoder(), codec, tmp_path)
