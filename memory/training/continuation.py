@@ -35,7 +35,7 @@ def measure_continuation(
 
     The noise is the same each time.
     """
-    device = network.patch_embedding.weight.device
+    device = next(network.parameters()).device
     rows = []
     with modules.training():
         for number in range(batches):

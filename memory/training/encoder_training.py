@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ..encoded_history import History, stretches, token_counts
 from ..encoder import MemoryEncoder, token_positions
 from ..encoder_spec import PATCH
-from .causal import TRAIN_TIMESTEPS
 from .clips import FilmClips, TileCodec, film_clips
 from .encoder_settings import EncoderStage, EncoderTraining
 from .lora import add_lora, load_lora_state, lora_state
@@ -139,14 +138,14 @@ def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.G
     return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, none, prompts)
 
 
-def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History | None:
+def read_history(modules: Any, network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History | None:
     """What the model reads of the film: the encoder's tokens, and the window's frames as its own; None where there is nothing."""
-    spec = encoder.spec
+    spec, embed = encoder.spec, modules.family.embedding(network)
     _, _, frames, height, width = batch.history.shape
     tokens, positions, cross = [], [], None
     parts: list[tuple[int, int]] = []  # tokens, and the frame whose prompt they read
     if frames >= spec.rate.frames:
-        told = encoder.told(batch.history, network.patch_embedding)
+        told = encoder.told(batch.history, embed)
         tokens.append(told[..., : spec.width])
         if encoder.cross is not None:
             cross = encoder.cross.reader(told[..., spec.width :])
@@ -154,7 +153,7 @@ def read_history(network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> H
         positions.append(token_positions(spec, grid))
         parts += [(grid[1] * grid[2], index * spec.rate.frames) for index in range(grid[0])]
     if batch.window.shape[2]:
-        tokens.append(network.patch_embedding(batch.window).flatten(2).transpose(1, 2))
+        tokens.append(embed(batch.window).flatten(2).transpose(1, 2))
         rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in (height, width))
         newest = batch.target_frames[0] + torch.arange(-batch.window.shape[2], 0)
         positions.append(torch.cartesian_prod(newest, rows, columns))
@@ -173,8 +172,7 @@ def predict_beside_history(
     modules: Any, network: Any, history: History | None, x: Tensor, levels: Tensor, text: Tensor
 ) -> Tensor:
     """The model's flow for frames `x` `[B, 16, t, h, w]` at noise `levels` `[B]`, beside a history or without one."""
-    options = {} if history is None else modules.with_history(network, history, {})
-    flow: Tensor = network(x, levels * TRAIN_TIMESTEPS, text, transformer_options=options)
+    flow: Tensor = modules.family.flow(network, history, x, levels, text)
     return flow
 
 
@@ -197,7 +195,7 @@ def encoder_loss(
     levels = levels.to(batch.target)
     level = levels[:, None, None, None, None]
     x = batch.target * (1 - level) + noise * level
-    history = read_history(network, encoder, batch)
+    history = read_history(modules, network, encoder, batch)
     flow = predict_beside_history(modules, network, history, x, levels, batch.text)
     weight = 1 + (config.character_weight - 1) * batch.mask
     error = (flow - (noise - batch.target)).square().mean(1)
@@ -223,15 +221,15 @@ def train_encoder(
 ) -> None:
     """Train `encoder` and a new LoRA on `network` in place, or continue the run in `out`.
 
-    `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log,
-    `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
+    `modules` and `network` come from `nodes/host/build_hunyuan.py::modules_of`, `peft` is the package; `tell` gets every line of the log, `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
     give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or the run in
     `out` has other settings; the last checkpoint stays whole.
     """
     run = RunFolder(out, config, processes.leads)
     network.to(processes.device)
     encoder.to(processes.device)
-    parameters = [*encoder.requires_grad_().parameters(), *add_lora(peft, network, config.lora_rank, config.seed)]
+    adapters = add_lora(peft, network, modules.family.lora_targets, config.lora_rank, config.seed)
+    parameters = [*encoder.requires_grad_().parameters(), *adapters]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     if lora is not None:
         load_lora_state(network, lora)

@@ -17,10 +17,11 @@ from ...memory.encoded_history import HistoryConfig
 from ...memory.encoder_file import read_spec
 from ...memory.encoder_spec import Rate, smaller_frames
 from ...memory.history_session import Reading
+from ...memory.training.encoder_family import Family
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import UNTRAINED, WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
-from ..host.build import ENCODER_LORA, TINY_ENCODER, Family, build_tiny_reader, build_tiny_wan
+from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_reader, build_tiny_wan
 from ..host.build_hunyuan import build_tiny_hunyuan
 from ..host.encoder_check import reads_once
 from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder

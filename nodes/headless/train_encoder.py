@@ -19,12 +19,14 @@ from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from ...memory.encoder import MemoryEncoder
+    from ...memory.training.encoder_family import Family
     from ...memory.training.encoder_settings import EncoderTraining
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
 ENCODER_FILE, LORA_FILE = "encoder.safetensors", "encoder_lora.safetensors"
 RETRIEVAL_FILE, RECALL_FILE, CONTINUATION_FILE = "retrieval.json", "recall.json", "continuation.json"
 BRANCHES = ("both", "high", "low", "patchifier")
+FAMILIES = {"wan": "Wan", "hunyuan": "HunyuanVideo"}
 CLIPS = 6
 TELL_EVERY = 25
 
@@ -70,6 +72,15 @@ def add_encoder(models: Any) -> Any:
         )
         parser.add_argument("--clips", type=int, default=CLIPS, help=f"films a step (default: {CLIPS})")
         parser.add_argument("--seed", type=int, default=0, help="other films and another encoder (default: 0)")
+        parser.add_argument(
+            "--family", choices=FAMILIES, default="wan", help="which tiny model it is trained beside (default: wan)"
+        )
+        parser.add_argument(
+            "--weights",
+            type=Path,
+            metavar="FOLDER",
+            help="that model's weights, as `longreel train tiny --family` wrote them (default: those that ship)",
+        )
         add_source(parser)
         add_history(parser)
         add_device(parser)
@@ -94,7 +105,7 @@ def run_encoder(args: argparse.Namespace) -> int:
     """
     config, start = _settings(args)
     captioned = captioned_videos(args.videos)
-    prepare(args.out, args.device)
+    prepare(args.out, args.device, config.family, args.weights)
     import peft
 
     from ...memory.training.continuation import measure_continuation
@@ -102,13 +113,13 @@ def run_encoder(args: argparse.Namespace) -> int:
     from ...memory.training.encoder_training import train_encoder
     from ...memory.training.retrieval import ask_films, mean_retrieval
     from ...memory.training.run_folder import RunFolder
-    from ..host.build import host_modules
+    from ..host.build_hunyuan import modules_of
     from .train import tiny_codec
 
-    modules, processes = host_modules(), launched(args.device)
+    modules, processes = modules_of(config.family), launched(args.device)
     config = replace(config, processes=processes.count)
-    network, encoder = new_pair(config, start)
-    lora = _lora(args, config, network)  # refuses another model's before the slow part
+    network, encoder = new_pair(config, start, args.weights)
+    lora = _lora(args, config, network, modules.family.lora_targets)  # refuses another model's before the slow part
     with processes.one_first():
         videos = video_films(captioned, config.size, config.film_frames, modules, args.out)
         config = config if videos is None else replace(config, films=videos.name)
@@ -137,7 +148,7 @@ def run_encoder(args: argparse.Namespace) -> int:
             "nothing."
         )
         print(
-            f"Stage II:  longreel train encoder finetune --encoder {args.out / ENCODER_FILE} --lora {args.out / LORA_FILE} "
+            f"Stage II:  longreel train encoder finetune --family {config.family} --encoder {args.out / ENCODER_FILE} --lora {args.out / LORA_FILE} "
             "--out ANOTHER_FOLDER"
         )
         return 0
@@ -160,7 +171,7 @@ def run_encoder(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(out: Path, device: str) -> None:
+def prepare(out: Path, device: str, family: Family = "wan", weights: Path | None = None) -> None:
     """Whether there is all that training needs, and the host. Raises WorkflowError where something is missing."""
     if importlib.util.find_spec("peft") is None:
         raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
@@ -169,26 +180,37 @@ def prepare(out: Path, device: str) -> None:
     boot_host(device)
     from ..host.build import shipped_weights
 
-    if shipped_weights("wan") is None:
-        raise WorkflowError("Training an encoder needs the weights of the tiny Wan, got none in memory/weights.")
+    if weights is None and shipped_weights(family) is None:
+        raise WorkflowError(
+            f"Training an encoder needs the weights of the tiny {FAMILIES[family]}, got none in memory/weights. Train it with "
+            f"`longreel train tiny --family {family}` and name its folder with --weights."
+        )
 
 
-def new_pair(config: EncoderTraining, start: Any = None) -> tuple[Any, MemoryEncoder]:
-    """The tiny model that ships, without adapters, and a new encoder, or the one whose spec and weights are `start`.
+def new_pair(config: EncoderTraining, start: Any = None, weights: Path | None = None) -> tuple[Any, MemoryEncoder]:
+    """The tiny model that ships, or that in the folder `weights`, without adapters, and a new encoder, or the one whose spec and
+    weights are `start`.
 
-    Raises WorkflowError for an encoder of another model.
+    Raises WorkflowError for an encoder or weights of another model.
     """
     import torch
 
     from ...memory.encoder import MemoryEncoder
     from ...memory.training.encoder_settings import tiny_encoder_spec
     from ...memory.training.initialise import initialise_encoder
-    from ..host.build import TinyWanSpec, host_modules, shipped_weights
+    from ..host.build import WEIGHTS_FOLDER, TinyWanSpec, host_modules, read_shards
+    from ..host.build_hunyuan import TinyHunyuanSpec, modules_of, new_hunyuan
     from .train import LAYERS
 
-    spec = TinyWanSpec(layers=LAYERS)
-    network: Any = host_modules().new_wan(spec)
-    network.load_state_dict(shipped_weights("wan"))
+    spec = TinyWanSpec(layers=LAYERS) if config.family == "wan" else TinyHunyuanSpec(guidance=False)
+    network: Any = host_modules().new_wan(spec) if isinstance(spec, TinyWanSpec) else new_hunyuan(spec)
+    try:
+        network.load_state_dict(read_shards(weights or WEIGHTS_FOLDER, config.family))
+    except RuntimeError as error:
+        raise WorkflowError(
+            f"--weights needs the weights of a tiny {FAMILIES[config.family]} as `longreel train tiny` makes it, got others in "
+            f"{weights}: {str(error).splitlines()[1].strip()}"
+        ) from error
     if start is not None and start[0].width != spec.width:
         raise WorkflowError(
             f"--encoder needs an encoder for the tiny model, of width {spec.width}, got one of width {start[0].width}. Take "
@@ -196,7 +218,8 @@ def new_pair(config: EncoderTraining, start: Any = None) -> tuple[Any, MemoryEnc
         )
     encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width) if start is None else start[0])
     if start is None:
-        initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), network.patch_embedding)
+        embedding = modules_of(config.family).family.embedding(network)
+        initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), embedding)
     else:
         encoder.load_state_dict(start[1])
     return network, encoder
@@ -223,11 +246,12 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     """The training, and spec and weights of the encoder that it starts from."""
     from ...memory.encoder_file import read_encoder
     from ...memory.training.encoder_recall import CHARACTERS
-    from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
-    from .train import LAYERS
+    from ...memory.training.encoder_settings import BASES, EncoderTraining, finetuning_of
+    from .train import LAYERS, weights_hash
 
-    common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames")}
+    common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames", "family")}
     common |= source_settings(args)
+    known = [] if args.weights is None else [weights_hash(args.weights, args.family)]
     if args.stage == "finetune" and args.videos is None and args.size != OWN_SIZE:
         raise WorkflowError(
             f"--size needs --videos in stage II, got {args.size} for cartoons: who comes back is judged in pictures of "
@@ -237,6 +261,7 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
         if args.stage == "pretrain":
             given = {name: getattr(args, name) for name in ("rate", "branches", "modulation")}
             given |= {"own_prompts": not args.one_prompt, "proportional": not args.counts_once}
+            given |= {"start": known[0]} if known else {}
             return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), None
         files = {"--encoder": args.encoder, "--lora": args.lora}
         for name, file in files.items():
@@ -245,7 +270,12 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
                     f"{name} needs a file that `longreel train encoder pretrain` wrote, got {file}. Train one first."
                 )
         start = read_encoder(args.encoder)
-        known = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
+        base = start[0].base
+        if base in BASES.values() and base != BASES[args.family]:
+            raise WorkflowError(
+                f"--encoder needs an encoder for {BASES[args.family]}, got one made for {base}. Name its --family."
+            )
+        known += [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
         config = finetuning_of(start[0], **common, start=" ".join(known))
     except ValueError as error:
         raise WorkflowError(str(error)) from error
@@ -258,7 +288,7 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     return config, start
 
 
-def _lora(args: argparse.Namespace, config: EncoderTraining, network: Any) -> Any:
+def _lora(args: argparse.Namespace, config: EncoderTraining, network: Any, targets: str) -> Any:
     """The adapters that stage II goes on with, or None for new ones. Raises WorkflowError for those of another model."""
     if getattr(args, "lora", None) is None:
         return None
@@ -269,7 +299,7 @@ def _lora(args: argparse.Namespace, config: EncoderTraining, network: Any) -> An
 
     try:
         lora = load_file(args.lora)
-        check_lora(network, config.lora_rank, lora)
+        check_lora(network, targets, config.lora_rank, lora)
     except SafetensorError as error:
         raise WorkflowError(f"--lora needs the {LORA_FILE} of stage I, got {args.lora}: '{error}'.") from error
     except ValueError as error:
