@@ -88,11 +88,12 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
 
 
 def films_of(
-    config: EncoderTraining, codec: TileCodec, videos: VideoFilms | None, number: int, unseen: bool = False
+    config: EncoderTraining, codec: TileCodec | None, videos: VideoFilms | None, number: int, unseen: bool = False
 ) -> FilmClips:
-    """The films of a step, drawn, or out of `videos`; `unseen` are those that no training sees."""
+    """The films of a step, drawn, which takes a `codec`, or out of `videos`; `unseen` are those that no training sees."""
     if videos is not None:
         return videos.clips(config.clips, config.seed, number, unseen)
+    assert codec is not None
     seeds = (FIRST_TEST_SEED, TEST_SEEDS) if unseen else (0, FIRST_TEST_SEED)
     return film_clips(encoder_films(config, number, *seeds), codec, Size.parse(config.size))
 
@@ -117,7 +118,7 @@ def encoder_batch(config: EncoderTraining, clips: FilmClips, step: int) -> Encod
 
 def clean_batch(config: EncoderTraining, clips: FilmClips, window: int) -> EncoderBatch:
     """The last segment of these films, to be made beside all that was before and `window` newest frames whole."""
-    latents, mask, text, prompts = clips
+    latents, mask, text, prompts, _ = clips
     first = latents.shape[2] - config.segment_frames
     frames = torch.arange(first, latents.shape[2], dtype=torch.float32)
     newest = latents[:, :, max(0, first - window) : first]
@@ -126,14 +127,14 @@ def clean_batch(config: EncoderTraining, clips: FilmClips, window: int) -> Encod
 
 def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.Generator) -> EncoderBatch:
     """Some frames are clean and to be made, under no prompt; the others are noise to different degrees."""
-    latents, mask, text, prompts = clips
+    latents, mask, text, prompts, nothing = clips
     total = latents.shape[2]
     kept = torch.randperm(total, generator=generator)[: config.kept_frames].sort().values
     levels = noise_levels((len(latents), total), config.shift, generator, FAINTEST)
     levels[:, kept] = 0.0
     level = levels[:, None, :, None, None]
     history = latents * (1 - level) + torch.randn(latents.shape, generator=generator) * level
-    no_prompt = embed_text("").expand(len(text), -1, -1)
+    no_prompt = (embed_text("") if nothing is None else nothing[None]).expand(len(text), -1, -1)
     none = latents[:, :, :0]
     return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, none, prompts)
 
@@ -212,7 +213,7 @@ def train_encoder(
     peft: Any,
     network: nn.Module,
     encoder: MemoryEncoder,
-    codec: TileCodec,
+    codec: TileCodec | None,
     out: Path,
     tell: Callable[[dict[str, float]], None] = lambda row: None,
     lora: dict[str, Tensor] | None = None,
