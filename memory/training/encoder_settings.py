@@ -50,7 +50,7 @@ class EncoderTraining:
     they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what
     training starts from, `films` what is seen; cartoons have shots of at most `longest_shot` frames and move at `pace` times the
     usual. `family` is that of the model, of `BASES`. `processes` train at once, each on `clips` films of its own a step. `cross_layers` is how many layers of the model read the
-    encoder's hidden states, or 0.
+    encoder's hidden states, or 0. `model` names a large one, which computes in `dtype`; tiny ones have no name.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
@@ -82,6 +82,8 @@ class EncoderTraining:
     processes: int = 1
     cross_layers: int = 0
     family: Family = "wan"
+    model: str = ""
+    dtype: str = "fp32"
 
     def __post_init__(self) -> None:
         _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
@@ -96,6 +98,10 @@ class EncoderTraining:
                 f"Training an encoder needs steps, clips, lora_rank, save_every, warm_up and segment_frames of at least 1, "
                 f"got {self.steps}, {self.clips}, {self.lora_rank}, {self.save_every}, {self.warm_up} and "
                 f"{self.segment_frames}. Raise the one that is too small."
+            )
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(
+                f"Training an encoder needs a learning rate above 0 and of at most 1, got {self.learning_rate}. Take 0.0001."
             )
         if self.cross_layers and self.branches not in (Branches.BOTH.value, Branches.HIGH.value):
             raise ValueError(

@@ -23,7 +23,7 @@ _ADAPTER = "default"
 
 
 def add_lora(peft: Any, network: nn.Module, targets: str, rank: int, seed: int) -> list[nn.Parameter]:
-    """Freeze `network`, put new adapters that change nothing yet on its `targets`, and give their parameters.
+    """Freeze `network`, put new adapters of float32 that change nothing yet on its `targets`, and give their parameters.
 
     `peft` is the package, handed over because it takes seconds to import and is there for training alone.
     """
@@ -32,7 +32,10 @@ def add_lora(peft: Any, network: nn.Module, targets: str, rank: int, seed: int) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+    adapters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in adapters:
+        parameter.data = parameter.data.float()  # peft gives them the type of the matrix
+    return adapters
 
 
 def lora_state(network: nn.Module) -> dict[str, Tensor]:

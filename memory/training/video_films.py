@@ -168,7 +168,7 @@ class VideoFilms:
         return [first, *rng.choices(alike, k=count - 1)]
 
     def _cut(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, list[list[Tensor]]]:
-        latents = torch.stack([self._latents[video][:, start : start + self.frames] for video, start in places])
+        latents = torch.stack([self._latents[video][:, start : start + self.frames] for video, start in places]).float()
         said = [self._prompts[video][start : start + self.frames] for video, start in places]
         words = {prompt: self._words.words(prompt) for prompt in {prompt for film in said for prompt in film}}
         return latents, [[words[prompt] for prompt in film] for film in said]

@@ -14,20 +14,34 @@ from typing import TYPE_CHECKING, Any
 from .boot import DEVICES, boot_host
 from .launched import launched
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
-from .train_films import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
+from .train_films import (
+    HISTORY_FRAMES,
+    OWN_SIZE,
+    add_history,
+    add_source,
+    captioned_videos,
+    source_settings,
+    video_films,
+)
+from .train_large import add_large, large_files, run_large
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...memory.encoder import MemoryEncoder
+    from ...memory.encoder_spec import EncoderSpec
     from ...memory.training.encoder_family import Family
     from ...memory.training.encoder_settings import EncoderTraining
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
 ENCODER_FILE, LORA_FILE = "encoder.safetensors", "encoder_lora.safetensors"
 RETRIEVAL_FILE, RECALL_FILE, CONTINUATION_FILE = "retrieval.json", "recall.json", "continuation.json"
+CLIPS = 6
+TINY = {"clips": CLIPS, "size": OWN_SIZE, "history_frames": HISTORY_FRAMES, "rate": "2x2x2"}
+"""What is usual beside the tiny model."""
 BRANCHES = ("both", "high", "low", "patchifier")
 FAMILIES = {"wan": "Wan", "hunyuan": "HunyuanVideo"}
-CLIPS = 6
 TELL_EVERY = 25
 
 
@@ -84,7 +98,8 @@ def add_encoder(models: Any) -> Any:
         add_source(parser)
         add_history(parser)
         add_device(parser)
-        parser.set_defaults(train=run_encoder, stage=stage)
+        add_large(parser)
+        parser.set_defaults(train=run_encoder, stage=stage, **dict.fromkeys((*TINY, "steps")), device=None)
     return stages
 
 
@@ -103,6 +118,11 @@ def run_encoder(args: argparse.Namespace) -> int:
 
     Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
     """
+    if (large := large_files(args)) is not None:
+        return run_large(args, large)
+    for name, usual in {**TINY, "steps": STEPS[args.stage], "device": "cpu"}.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, usual)
     config, start = _settings(args)
     captioned = captioned_videos(args.videos)
     prepare(args.out, args.device, config.family, args.weights)
@@ -119,7 +139,7 @@ def run_encoder(args: argparse.Namespace) -> int:
     modules, processes = modules_of(config.family), launched(args.device)
     config = replace(config, processes=processes.count)
     network, encoder = new_pair(config, start, args.weights)
-    lora = _lora(args, config, network, modules.family.lora_targets)  # refuses another model's before the slow part
+    lora = lora_of(args, config, network, modules.family.lora_targets)  # refuses another model's before the slow part
     with processes.one_first():
         videos = video_films(captioned, config.size, config.film_frames, modules, args.out)
         config = config if videos is None else replace(config, films=videos.name)
@@ -173,11 +193,7 @@ def run_encoder(args: argparse.Namespace) -> int:
 
 def prepare(out: Path, device: str, family: Family = "wan", weights: Path | None = None) -> None:
     """Whether there is all that training needs, and the host. Raises WorkflowError where something is missing."""
-    if importlib.util.find_spec("peft") is None:
-        raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
-    check_folder(out)
-    set_logging(verbose=False)
-    boot_host(device)
+    ready(out, device)
     from ..host.build import shipped_weights
 
     if weights is None and shipped_weights(family) is None:
@@ -185,6 +201,15 @@ def prepare(out: Path, device: str, family: Family = "wan", weights: Path | None
             f"Training an encoder needs the weights of the tiny {FAMILIES[family]}, got none in memory/weights. Train it with "
             f"`longreel train tiny --family {family}` and name its folder with --weights."
         )
+
+
+def ready(out: Path, device: str) -> None:
+    """The folder and the host. Raises WorkflowError where something is missing."""
+    if importlib.util.find_spec("peft") is None:
+        raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
+    check_folder(out)
+    set_logging(verbose=False)
+    boot_host(device)
 
 
 def new_pair(config: EncoderTraining, start: Any = None, weights: Path | None = None) -> tuple[Any, MemoryEncoder]:
@@ -244,7 +269,6 @@ def write_json(path: Path, found: Any) -> None:
 
 def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     """The training, and spec and weights of the encoder that it starts from."""
-    from ...memory.encoder_file import read_encoder
     from ...memory.training.encoder_recall import CHARACTERS
     from ...memory.training.encoder_settings import BASES, EncoderTraining, finetuning_of
     from .train import LAYERS, weights_hash
@@ -263,20 +287,13 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
             given |= {"own_prompts": not args.one_prompt, "proportional": not args.counts_once}
             given |= {"start": known[0]} if known else {}
             return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), None
-        files = {"--encoder": args.encoder, "--lora": args.lora}
-        for name, file in files.items():
-            if file is not None and not file.is_file():
-                raise WorkflowError(
-                    f"{name} needs a file that `longreel train encoder pretrain` wrote, got {file}. Train one first."
-                )
-        start = read_encoder(args.encoder)
+        start, digests = first_encoder(args)
         base = start[0].base
         if base in BASES.values() and base != BASES[args.family]:
             raise WorkflowError(
                 f"--encoder needs an encoder for {BASES[args.family]}, got one made for {base}. Name its --family."
             )
-        known += [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
-        config = finetuning_of(start[0], **common, start=" ".join(known))
+        config = finetuning_of(start[0], **common, start=" ".join([*known, digests]))
     except ValueError as error:
         raise WorkflowError(str(error)) from error
     shortest = CHARACTERS * config.segment_frames
@@ -288,7 +305,24 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
     return config, start
 
 
-def _lora(args: argparse.Namespace, config: EncoderTraining, network: Any, targets: str) -> Any:
+def first_encoder(args: argparse.Namespace) -> tuple[tuple[EncoderSpec, dict[str, Tensor]], str]:
+    """The encoder that stage II starts from, and digits that stand for it and the LoRA.
+
+    Raises WorkflowError for files that are not there, ValueError for one that is no encoder.
+    """
+    from ...memory.encoder_file import read_encoder
+
+    files = {"--encoder": args.encoder, "--lora": args.lora}
+    for name, file in files.items():
+        if file is not None and not file.is_file():
+            raise WorkflowError(
+                f"{name} needs a file that `longreel train encoder pretrain` wrote, got {file}. Train one first."
+            )
+    known = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
+    return read_encoder(args.encoder), " ".join(known)
+
+
+def lora_of(args: argparse.Namespace, config: EncoderTraining, network: Any, targets: str) -> Any:
     """The adapters that stage II goes on with, or None for new ones. Raises WorkflowError for those of another model."""
     if getattr(args, "lora", None) is None:
         return None

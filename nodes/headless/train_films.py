@@ -62,12 +62,12 @@ def source_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def captioned_videos(source: str | None) -> list[CaptionedVideo]:
-    """The videos that the user named, or none. Raises WorkflowError for captions that are missing."""
+def captioned_videos(source: str | None, any_words: bool = False) -> list[CaptionedVideo]:
+    """The videos that the user named, or none; large models read `any_words`. Raises WorkflowError for captions that are missing."""
     from ...memory.training.videos import find_videos
 
     try:
-        return find_videos(source) if source is not None else []
+        return find_videos(source, any_words) if source is not None else []
     except ValueError as error:
         raise WorkflowError(str(error)) from error
 
