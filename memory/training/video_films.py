@@ -23,6 +23,8 @@ from .videos import CaptionedVideo, read_video
 LATENTS = "latents"
 HELD_OUT = 0.2
 """The last part of every video that no training sees, and at least one stretch."""
+LEFT_OUT_EVERY = 10
+"""Of videos that are too short for that so many make one that no training sees."""
 
 
 class VideoLatents(NamedTuple):
@@ -92,47 +94,55 @@ def _kept(path: Path) -> Tensor | None:
         return None
 
 
-def _held_out(total: int, frames: int) -> int:
-    """How many of all latent frames of a video no training on stretches of `frames` sees."""
-    return max(frames, int(HELD_OUT * total))
+def _trained_on(totals: Sequence[int], frames: int) -> list[int]:
+    """Of videos of so many latent frames, how many of each a training on stretches of `frames` sees, from its beginning.
+
+    A video that is too short for a stretch to train on and another to measure on is seen whole, or not at all.
+    """
+    short = [number for number, total in enumerate(totals) if total < 2 * frames]
+    left_out = set(short[LEFT_OUT_EVERY - 1 :: LEFT_OUT_EVERY] or (short[-1:] if len(short) == len(totals) else []))
+    seen = [total if total < 2 * frames else total - max(frames, int(HELD_OUT * total)) for total in totals]
+    return [0 if number in left_out else count for number, count in enumerate(seen)]
 
 
 class VideoFilms:
-    """Stretches of `frames` latent frames out of videos; the end of every video is kept for measuring.
+    """Stretches of `frames` latent frames out of videos; the end of every video is kept for measuring, of short ones every tenth.
 
-    `prompts` turns captions into words. Raises ValueError for a video that is too short for a stretch to train on and another to measure on.
+    `prompts` turns captions into words. Raises ValueError for a video that is too short for a stretch, and for a single one that is too
+    short for a stretch to train on and another to measure on.
     """
 
     def __init__(self, videos: Sequence[VideoLatents], frames: int, prompts: Prompts | None = None) -> None:
         self.frames = frames
         self._words: Prompts = prompts or TinyPrompts()
         for video in videos:
-            if len(video.prompts) < 2 * frames:
-                needed, got = (
-                    (FRAME_STRIDE * (count - 1) + 1) / video.fps for count in (2 * frames, len(video.prompts))
+            if len(video.prompts) < (frames if len(videos) > 1 else 2 * frames):
+                least, both, got = (
+                    (FRAME_STRIDE * (count - 1) + 1) / video.fps for count in (frames, 2 * frames, len(video.prompts))
                 )
                 raise ValueError(
-                    f"{video.name} needs to be at least {needed:.1f} s long, for {frames} latent frames to train on and as "
-                    f"many to measure on, got {got:.1f} s. Take it away, or give fewer --history-frames."
+                    f"{video.name} needs to be at least {both:.1f} s long, for {frames} latent frames to train on and as many to "
+                    f"measure on, or {least:.1f} s beside others, got {got:.1f} s. Take it away, or give fewer --history-frames."
                 )
         self._prompts = [video.prompts for video in videos]
         self._counts = {prompt: self._words.count(prompt) for video in videos for prompt in set(video.prompts)}
         self._latents = [video.latents for video in videos]
+        self._seen = _trained_on([latents.shape[1] for latents in self._latents], frames)
         digest = hashlib.sha256(" ".join(video.digest for video in videos).encode()).hexdigest()[:16]
         self.name = f"{len(videos)} {'video' if len(videos) == 1 else 'videos'} {digest}"
 
     def seen_in(self, frames: int) -> bool:
         """Whether a training on stretches of so many frames of these videos saw a part of what is measured here."""
         totals = [latents.shape[1] for latents in self._latents]
-        return any(_held_out(total, frames) < _held_out(total, self.frames) for total in totals)
+        there = _trained_on(totals, frames)
+        return any(more > seen for more, seen in zip(there, self._seen, strict=True))
 
     def _places(self, held_out: bool) -> list[tuple[int, int]]:
         """Every video and first frame of a stretch."""
         places = []
-        for number, latents in enumerate(self._latents):
-            total = latents.shape[1]
-            end = total - _held_out(total, self.frames)
-            starts = range(end, total - self.frames + 1) if held_out else range(end - self.frames + 1)
+        for number, (latents, seen) in enumerate(zip(self._latents, self._seen, strict=True)):
+            last = latents.shape[1] - self.frames
+            starts = range(seen, last + 1) if held_out else range(seen - self.frames + 1)
             places += [(number, start) for start in starts]
         return places
 

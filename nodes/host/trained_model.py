@@ -42,11 +42,12 @@ _SLICES, _SLICE_BYTES = 16, 1 << 16
 class TrainedKind:
     """A kind of published models beside which encoders are trained, and the files that belong to it.
 
-    `layers` are what is run again on the way back, `vaes` the classes of its VAEs, `is_text` tells its text encoder by the weights,
+    `image_model` is the host's own name for it, `layers` are what is run again on the way back, `vaes` the classes of its VAEs, `is_text` tells its text encoder by the weights,
     `fps` how many pictures a second its films have, by the channels of its latents. `files` names all three for an artist.
     """
 
     name: Family
+    image_model: str
     history: HistoryFamily
     modules: Callable[[], HostModules]
     layers: Callable[[Any], Iterable[nn.Module]]
@@ -64,6 +65,7 @@ def _is_umt5(state: Mapping[str, Tensor]) -> bool:
 KINDS = (
     TrainedKind(
         name="wan",
+        image_model="wan2.1",
         history=WanHistory(),
         modules=host_modules,
         layers=lambda network: network.blocks,
@@ -128,16 +130,16 @@ def recognise(path: Path) -> ModelFile:
     """What the model in this file is; reads no weights. Raises ValueError for one that encoders are not trained for here."""
     needed = " or ".join(kind.files[0] for kind in KINDS)
     state, metadata = _read("--model", path, needed)
-    state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)
     prefix = comfy.model_detection.unet_prefix_from_state_dict(state)
     state = comfy.utils.state_dict_prefix_replace(dict(state), {prefix: ""}, filter_keys=True) or state
+    state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)
     try:
         config = comfy.model_detection.model_config_from_unet(state, "", metadata=metadata)
     except (KeyError, IndexError, TypeError) as error:  # the host takes some files for what they are not
         raise ValueError(
             f"--model needs {needed}, got {path}, which ComfyUI cannot read as a model ({error!r})."
         ) from error
-    if config is None or config.unet_config.get("image_model") != "wan2.1":
+    if config is None or config.unet_config.get("image_model") not in {kind.image_model for kind in KINDS}:
         got = "no model that ComfyUI knows" if config is None else f"a model of type {type(config).__name__}"
         raise ValueError(f"--model needs {needed}, got {path}: {got}. Name that file of models/diffusion_models.")
     if config.quant_config is not None:

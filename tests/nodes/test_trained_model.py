@@ -299,7 +299,8 @@ def test_files_of_another_kind_are_one_clear_error(host: object, tmp_path: Path)
     damaged.write_bytes(b"no weights at all")
     other.write_bytes(b"no weights at all")
     eight = tmp_path / "fp8.safetensors"
-    save_file({**load_file(wan), "scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, eight)
+    scaled = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn), "blocks.0.ffn.0.scale_weight": torch.ones(())}
+    save_file({**load_file(wan), **scaled}, eight)
     for path, got in (
         (vae, "no model that ComfyUI knows"),
         (hunyuan, "a model of type HunyuanVideo"),
