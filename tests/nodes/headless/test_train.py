@@ -192,6 +192,8 @@ def test_an_encoder_for_hunyuanvideo_goes_through_both_stages(
         "error: --encoder needs an encoder for the tiny model that comes with LongReel, got one"
         in capsys.readouterr().err
     )
+    assert main(["bench", "retrieval", "--encoder", str(tmp_path / "one")]) == 1
+    assert "is for the tiny HunyuanVideo that comes with LongReel" in capsys.readouterr().err
     lora = ["--lora", str(tmp_path / "one" / "encoder_lora.safetensors")]
     assert run("finetune", "two", *encoder, *lora) == 0
     assert (tmp_path / "two" / "continuation.json").is_file()
