@@ -18,6 +18,7 @@ from ...memory.encoder_file import read_spec
 from ...memory.encoder_spec import Rate, smaller_frames
 from ...memory.history_session import Reading
 from ...memory.training.encoder_family import Family
+from ...memory.training.encoder_settings import BASES
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import UNTRAINED, WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
@@ -77,7 +78,7 @@ def encoded_models(
 
     None in place of a folder is the encoder that ships.
 
-    Raises ValueError for a folder without an encoder, or with one of another model; `train encoder` makes them for Wan alone.
+    Raises ValueError for a folder without an encoder, or with one of another model; those of the tiny HunyuanVideo have no rows yet.
     """
     if folders and family != "wan":
         raise ValueError("--encoder needs the tiny Wan, got the tiny HunyuanVideo. Leave --family or --encoder out.")
@@ -97,6 +98,8 @@ def encoded_models(
                 f"--encoder needs a folder with {ENCODER_FILE} and {LORA_FILE}, got {folder}. Name one that `longreel train "
                 "encoder finetune` wrote."
             )
+        if read_spec(path).base == BASES["hunyuan"]:
+            raise ValueError(f"{path} is for {BASES['hunyuan']}. Take one trained for the tiny Wan.")
         width = int(base.model.diffusion_model.dim)
         if read_spec(path).width != width:
             raise ValueError(

@@ -126,6 +126,7 @@ def _plans(args: argparse.Namespace, source: dict[str, Any]) -> list[tuple[Reade
 def _reader(folder: Path | None) -> Reader:
     """The encoder in this folder, or the one that ships."""
     from ...memory.encoder_file import read_spec
+    from ...memory.training.encoder_settings import BASES
     from ..host.build import ENCODER_LORA, TINY_ENCODER, TinyWanSpec
 
     encoder, lora = (folder / ENCODER_FILE, folder / LORA_FILE) if folder else (TINY_ENCODER, ENCODER_LORA)
@@ -136,6 +137,8 @@ def _reader(folder: Path | None) -> Reader:
         )
     digest = hashlib.sha256(encoder.read_bytes() + lora.read_bytes()).hexdigest()[:16]
     spec, width = read_spec(encoder), TinyWanSpec().width
+    if spec.base == BASES["hunyuan"]:
+        raise WorkflowError(f"{encoder} is for {spec.base}, whose frames are asked for at the end of its training alone.")
     if spec.width != width:
         raise WorkflowError(f"{encoder} is for a model of width {spec.width}, the tiny model has {width}.")
     return Reader(folder.name if folder else SHIPPED, encoder, lora, spec, digest)
