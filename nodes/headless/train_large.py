@@ -60,7 +60,7 @@ def add_large(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-checkpointing",
         action="store_true",
-        help="keep everything that the layers compute: a third faster at most, many times the VRAM",
+        help="keep everything that the layers compute: a third less to compute, many times the VRAM",
     )
     group.add_argument("--lora-rank", type=int, help=f"of the LoRA (default: {DEFAULTS['lora_rank']})")
     group.add_argument("--learning-rate", type=float, help=f"at its highest (default: {DEFAULTS['learning_rate']})")

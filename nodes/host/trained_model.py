@@ -42,8 +42,8 @@ _SLICES, _SLICE_BYTES = 16, 1 << 16
 class TrainedKind:
     """A kind of published models beside which encoders are trained, and the files that belong to it.
 
-    `image_model` is the host's own name for it, `layers` are what is run again on the way back, `vaes` the classes of its VAEs, `is_text` tells its text encoder by the weights,
-    `fps` how many pictures a second its films have, by the channels of its latents. `files` names all three for an artist.
+    `image_model` is the host's own name for it, `layers` are what is run again on the way back, `vaes` the classes of its VAEs,
+    `is_text` tells its text encoder by the weights, `fps` how many pictures a second its films have, by the channels of its latents. `files` names all three for an artist.
     """
 
     name: Family

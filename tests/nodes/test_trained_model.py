@@ -73,9 +73,11 @@ CONFIG = EncoderTraining(history_frames=4, kept_frames=2, segment_frames=2, lora
 FILE = "encoder.safetensors"
 
 
-def small_encoder(width: int = SPEC.width, cross_layers: int = 0, own_prompts: bool = True) -> MemoryEncoder:
+def small_encoder(channels: int = 16, cross_layers: int = 0) -> MemoryEncoder:
     """A fresh encoder of a few numbers, whose high-resolution branch has its say."""
-    spec = EncoderSpec(width, stages=(8, 16), heads=2, own_prompts=own_prompts, cross_layers=cross_layers)
+    spec = EncoderSpec(
+        SPEC.width, channels=channels, stages=(8, 16), heads=2, own_prompts=True, cross_layers=cross_layers
+    )
     encoder, generator = MemoryEncoder(spec), torch.Generator().manual_seed(1)
     initialise_encoder(encoder, generator)
     with torch.no_grad():
@@ -85,10 +87,10 @@ def small_encoder(width: int = SPEC.width, cross_layers: int = 0, own_prompts: b
     return encoder
 
 
-def small_clips() -> FilmClips:
+def small_clips(channels: int = 16) -> FilmClips:
     """A film of noise in two shots."""
     generator = torch.Generator().manual_seed(2)
-    latents = torch.randn(1, 16, 6, 8, 8, generator=generator)
+    latents = torch.randn(1, channels, 6, 8, 8, generator=generator)
     one, other = torch.randn(2, 12, 4096, generator=generator)
     return FilmClips(latents, torch.zeros(1, 6, 8, 8), other[None], [[one] * 3 + [other] * 3])
 
@@ -110,11 +112,11 @@ def loss_and_gradients(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Of one step of stage II."""
     model = recognise(file)
-    network, encoder = load_network(model, dtype), small_encoder(cross_layers=cross_layers)
+    network, encoder = load_network(model, dtype), small_encoder(model.channels, cross_layers)
     modules = large_modules(model, dtype, checkpoints)
     weights = [*encoder.parameters(), *trained(network)]
     with modules.training():
-        loss = encoder_loss(modules, network, encoder, clean_batch(CONFIG, small_clips(), 1), CONFIG, 0)
+        loss = encoder_loss(modules, network, encoder, clean_batch(CONFIG, small_clips(model.channels), 1), CONFIG, 0)
         loss.backward()
     assert not any("forward" in vars(layer) for layer in network.blocks)  # nothing of checkpointing is left
     return loss.detach(), [weight.grad for weight in weights]
@@ -284,6 +286,9 @@ def test_a_wan_is_known_by_its_shape_whichever_it_is(host: object, tmp_path: Pat
     save_file(build_tiny_wan22().model.diffusion_model.state_dict(), tmp_path / "wan22.safetensors")
     newer = recognise(tmp_path / "wan22.safetensors")
     assert (newer.width, newer.channels, newer.pixels, newer.layers, newer.fps) == (128, 48, 16, 1, 24)
+    loss, gradients = loss_and_gradients(torch.float32, True, newer.path)
+    assert loss.isfinite()
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
     whole = {f"model.diffusion_model.{name}": weight for name, weight in load_file(plain.path).items()}
     save_file(whole, tmp_path / "checkpoint.safetensors")
     assert recognise(tmp_path / "checkpoint.safetensors").layers == 2
