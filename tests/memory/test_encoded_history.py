@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import SAME_SUM, relative_error
+from tensors_held import bytes_of, tensors_of
 from torch import Tensor, nn
 
 from longreel.memory.committed_history import WINDOW, Commits, PartKey
@@ -290,3 +291,30 @@ def test_a_film_that_goes_on_keeps_no_more_at_once_than_the_uninterrupted_one() 
             made.append(piece, torch.zeros(2, 4))
         most.append(peak)
     assert most == [6, 6]
+
+
+@pytest.mark.parametrize(("longest", "reach"), [(6, Reach()), (None, Reach(30, 30))])
+def test_what_can_never_be_read_again_is_let_go(longest: int | None, reach: Reach) -> None:
+    """Tokens that are too old, and those before a clean cut; a chunk is let go as a whole."""
+    made, held = history(Rate(2, 2, 1), 3, longest), []
+    for index, piece in enumerate(film(60).split(3, dim=2)):
+        made.append(piece)
+        made.begin(reach if index >= 10 else Reach())
+        held.append(bytes_of(tensors_of(made)))
+    assert held[-1] == held[12] if longest else held[-1] == held[9]
+
+
+def test_what_was_read_last_is_let_go_before_the_next_is_joined() -> None:
+    seen: list[object] = []
+    embed = embedding()
+
+    def watch(latents: Tensor) -> Tensor:
+        seen.append(made.current)
+        return embed(latents).flatten(2).transpose(1, 2)
+
+    made = EncodedHistory([film_encoder(RATES[1])], 3, watch)
+    for piece in film(9).split(3, dim=2):
+        made.append(piece)
+        made.begin()
+    assert seen == [None] * 3
+    assert made.current is not None
