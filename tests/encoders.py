@@ -96,3 +96,8 @@ def three_shots(model: ModelPatcher, encoder: LoadedEncoder, count: int = 7, sec
     board = planned(f"[0.75s] a beach\n[0.75s{second}] a town\n[0.75s] a forest", prompts=prompts)
     levels = torch.tensor([1.0, 0.8333, 0.0])
     return film_on_disk(model, board, **{"encoder": encoder, "sigmas": levels, **changes})
+
+
+def batched(film: Film) -> Film:
+    """The film with a negative prompt of as many words as the first shots have, which the host then puts into one batch with them."""
+    return dataclasses.replace(film, storyboard=dataclasses.replace(film.storyboard, negative=prompt(99)))
