@@ -263,6 +263,12 @@ class EncodedHistory:
         newest = latents if self._window is None else torch.cat([self._window, latents], dim=2)
         self._window = newest[:, :, max(0, newest.shape[2] - self.window_frames) :]
 
+    def release(self) -> None:
+        """Drop every tensor: the run is over."""
+        self._told, self._prompts, self._window, self.current = [], [], None, None
+        if self.commits is not None:
+            self.commits.forget(())
+
     def begin(self, reach: Reach = EVERYTHING) -> None:
         """Lay out what the next frames read, `current`: nothing of the bank or window that `reach` closes, for good."""
         self.current = None  # so that the card never holds both

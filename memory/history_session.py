@@ -68,6 +68,11 @@ class HistorySession:
         """Let go of what was kept for a chunk: the next call keeps it anew."""
         self._kept, self._kept_of = {}, None
 
+    def release(self) -> None:
+        """Drop every tensor: the run is over."""
+        self.forget()
+        self.history.release()
+
     @property
     def coming_bytes(self) -> int:
         """Bytes on the card that the run may still take: all but what is committed."""

@@ -206,6 +206,7 @@ class _HistoryOfRun:
             return executor(noise, latent, sampler, *args, **kwargs)
         finally:
             guider.model_options = before
+            session.release()
 
     @torch.no_grad()
     def _encode(self, encoder: LoadedEncoder, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
