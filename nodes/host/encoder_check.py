@@ -55,15 +55,17 @@ def check_encoder(
             _check_read_once(each, family)
     told = [(each.spec, each.spec.reach(each.config.longest_frames)) for each in encoder.all]
     tokens = most_tokens(told, encoder.config.window_frames, film_frames, *size)
-    layers = 0 if encoder.reading is Reading.EVERY_STEP else family.layers(network)
+    anew = encoder.reading is Reading.EVERY_STEP
+    layers = 0 if anew else family.layers(network)
     numbers = found[0] + max(each.spec.hidden_width for each in encoder.all)
     needed = history_bytes(tokens, numbers, compute_dtype(model), layers)
     total = comfy.model_management.get_total_memory(model.load_device)
     if needed > total:
+        switch = "set its 'reading' to 'every step', "
         raise ValueError(
             f"History of {tokens} tokens needs {needed / 2**30:.1f} GiB, but the device has {total / 2**30:.1f} GiB. Turn the "
-            "'history' or the 'window' of the Memory Encoder Loader down, set its 'reading' to 'every step', or take an encoder that "
-            "makes fewer tokens."
+            f"'history' or the 'window' of the Memory Encoder Loader down, {'' if anew else switch}or take an encoder that makes fewer "
+            "tokens."
         )
 
 

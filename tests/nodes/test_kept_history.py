@@ -221,8 +221,12 @@ def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
     long, size = 10_000_000, (60, 104)
     small = replace(once(HistoryConfig(1, 80)), reading=Reading.EVERY_STEP)
     check_encoder(model, small, long, size, has_vae=False)
-    with pytest.raises(ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'"):
+    with pytest.raises(ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'.*'every step'"):
         check_encoder(model, once(), long, size, has_vae=False)
+    whole = replace(once(), reading=Reading.EVERY_STEP)
+    with pytest.raises(ValueError, match="'history' or the 'window'") as refused:
+        check_encoder(model, whole, 100 * long, size, has_vae=False)
+    assert "every step" not in str(refused.value)
 
 
 def test_a_lora_on_a_prompt_is_refused(model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path) -> None:
