@@ -57,8 +57,7 @@ def check_encoder(
     tokens = most_tokens(told, encoder.config.window_frames, film_frames, *size)
     anew = encoder.reading is Reading.EVERY_STEP
     layers = 0 if anew else family.layers(network)
-    numbers = found[0] + max(each.spec.hidden_width for each in encoder.all)
-    needed = history_bytes(tokens, numbers, compute_dtype(model), layers)
+    needed = history_bytes(tokens, found[0], encoder.hidden_width, compute_dtype(model), layers)
     total = comfy.model_management.get_total_memory(model.load_device)
     if needed > total:
         switch = "set its 'reading' to 'every step', "

@@ -68,6 +68,11 @@ class LoadedEncoder:
         return (self, *(() if self.beside is None else self.beside.all))
 
     @property
+    def hidden_width(self) -> int:
+        """The widest hidden states of all."""
+        return max(each.spec.hidden_width for each in self.all)
+
+    @property
     def cross(self) -> Callable[[Tensor], CrossReader] | None:
         """What reads the encoder's hidden states in every layer, if anything does."""
         module = self.patcher.model
@@ -194,7 +199,8 @@ class _HistoryOfRun:
         session = HistorySession(
             history,
             history.most_tokens(sampler.plan.total_frames, *sampler.latent_size),
-            self._family.shape(network)[0] + max(each.spec.hidden_width for each in self._encoder.all),
+            self._family.shape(network)[0],
+            self._encoder.hidden_width,
             rows * columns,
             dtype,
             0 if self._encoder.reading is Reading.EVERY_STEP else self._family.layers(network),

@@ -94,14 +94,14 @@ def test_what_is_read_is_softmax_attention_written_out(crossed: Callable[..., Lo
     assert relative_error(cross.reader(hidden)(1, x), layer.project(torch.cat(heads, dim=-1))) < ROLLOUT_ERROR
 
 
-def test_hidden_states_are_among_the_bytes(
+def test_hidden_states_and_what_layers_read_of_them_are_among_the_bytes(
     model: ModelPatcher, crossed: Callable[..., LoadedEncoder], tmp_path: Path
 ) -> None:
     more, less = (
         read_trace(three_shots(model, encoder).make(tmp_path / name).trace)[0]["peak_kv_bytes"]
         for name, encoder in (("crossed", crossed()), ("plain", without(crossed())))
     )
-    assert more * SPEC.width == less * (SPEC.width + 16)
+    assert more * 2 * SPEC.width == less * (2 * SPEC.width + 3 * 16)
 
 
 def test_other_models_and_histories_that_are_kept_are_refused(
