@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
@@ -10,7 +14,7 @@ from ...memory.encoder_spec import Modulation
 from ...memory.history_session import Reading, history_bytes
 from ...memory.packed_encoder import TokenSpec
 from .encoder_model import LoadedEncoder, compute_dtype, family_of, made_for
-from .history_family import HistoryFamily
+from .history_family import HistoryFamily, check_alone
 
 MODELS = {
     (1536, 16): "Wan 2.1 1.3B",
@@ -66,6 +70,18 @@ def check_encoder(
             f"'history' or the 'window' of the Memory Encoder Loader down, {'' if anew else switch}or take an encoder that makes fewer "
             "tokens."
         )
+
+
+def check_prompts(model: ModelPatcher, encoder: LoadedEncoder, prompts: Iterable[Sequence[Any]]) -> None:
+    """Raises ValueError where one of these CONDITIONINGs brings what this model's history cannot be read beside."""
+    family = family_of(model, encoder)
+    for _, extras in chain.from_iterable(prompts):
+        check_alone(extras, family.others)
+        if extras.get("hooks") is not None and encoder.reading is not Reading.EVERY_STEP:
+            raise ValueError(
+                f"History that is read {encoder.reading.value} cannot be combined with a LoRA on a prompt, under which it would be "
+                "read differently. Set 'reading' of the Memory Encoder Loader to 'every step', or put the LoRA on the model."
+            )
 
 
 def _check_fits(

@@ -316,6 +316,7 @@ class WanHistory:
     shows_pictures = True
     reads_once = True
     reads_hidden = True
+    others = OTHER_TOKENS
     with_tokens = staticmethod(_with_tokens)
 
     def knows(self, model: ModelPatcher) -> bool:

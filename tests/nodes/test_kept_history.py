@@ -221,7 +221,9 @@ def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
     long, size = 10_000_000, (60, 104)
     small = replace(once(HistoryConfig(1, 80)), reading=Reading.EVERY_STEP)
     check_encoder(model, small, long, size, has_vae=False)
-    with pytest.raises(ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'.*'every step'"):
+    with pytest.raises(
+        ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'.*'every step'"
+    ):
         check_encoder(model, once(), long, size, has_vae=False)
     whole = replace(once(), reading=Reading.EVERY_STEP)
     with pytest.raises(ValueError, match="'history' or the 'window'") as refused:
