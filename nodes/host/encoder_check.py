@@ -35,6 +35,8 @@ def fits(encoder: LoadedEncoder) -> str:
         "fits any Wan or HunyuanVideo, untrained" if spec.fits_any else f"fits {model}",
         spec.in_words,
     ]
+    if spec.cross_layers:
+        lines.append(f"needs a Wan of {spec.cross_layers} layers, which all read it in every step")
     if spec.base:
         lines.append(f"made for {spec.base}")
     lines += [f"{name}: {fact}" for name, fact in sorted(spec.trained.items())]
