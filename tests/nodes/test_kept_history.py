@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import comfy.samplers
 import pytest
 import torch
 from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from encoders import FRAME, OWN, SPEC, batched, encoders_read, lively_wan, three_shots, under
+from encoders import FRAME, OWN, SPEC, batched, encoders_read, lively_wan, one_after_the_other, three_shots, under
 from film import film_on_disk, planned
 from hunyuan_film import words
 from numerics import NOT_ROUNDING, ROLLOUT_ERROR, relative_error
@@ -80,19 +79,9 @@ def test_prompt_and_negative_in_one_batch_read_what_each_reads_alone(
         rows.add(len(x))
         return executor(x, *args, **kwargs)
 
-    def apart(args: dict[str, Any]) -> list[Tensor]:
-        network, x, sigma, options = args["model"], args["input"], args["sigma"], args["model_options"]
-        prompt, negative = args["conds"]
-        made = [
-            comfy.samplers.calc_cond_batch(network, conds, x, sigma, options)
-            for conds in ([prompt, None], [None, negative])
-        ]
-        return [made[0][0], made[1][1]]
-
-    together, alone = model.clone(), model.clone()
+    together, alone = model.clone(), one_after_the_other(model)
     for each in (together, alone):
         each.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", watch)
-    alone.set_model_sampler_calc_cond_batch_function(apart)
     films = []
     for name, each, called in (("together", together, {1, 2}), ("alone", alone, {1})):
         films.append(batched(three_shots(each, encoder, cfg=5.0)).make(tmp_path / name).latents)

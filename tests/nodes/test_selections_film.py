@@ -190,7 +190,9 @@ def test_a_film_that_was_stopped_keeps_the_files_of_its_finished_chunks(
     with monkeypatch.context() as patch:
         patch.setattr(Recorder, "finished", watching)
         made = film(model).make(tmp_path, said.append)
-    assert handed == [(True, False)] * 3 + [(False, True)] * 2  # lists of chunks that were made before are not fetched again
+    assert (
+        handed == [(True, False)] * 3 + [(False, True)] * 2
+    )  # lists of chunks that were made before are not fetched again
     bill = bill_of_a_chunk(film(model))
     assert said[0].endswith(f" Its selections take up to {byte_size((CHUNKS - 3) * bill)} on disk.")
     whole = {path.name: path.read_bytes() for path in (seen_and_made[1].folder / "selections").iterdir()}
