@@ -59,6 +59,13 @@ class HistorySession:
     _kept_of: History | None = None
 
     @property
+    def reading(self) -> Reading:
+        """How often history is read."""
+        if not self.kept_layers:
+            return Reading.EVERY_STEP
+        return Reading.ONCE_A_CHUNK if self.history.commits is None else Reading.ONCE_A_FILM
+
+    @property
     def peak_bytes(self) -> int:
         """Bytes on the card."""
         return history_bytes(self.tokens, self.width, self.hidden_width, self.dtype, self.kept_layers)

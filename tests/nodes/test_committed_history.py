@@ -208,15 +208,14 @@ def test_in_bf16_it_is_near_the_film_in_float32(
     assert NOT_ROUNDING < relative_error(near, exact) < BF16_COMPUTE_ERROR
 
 
-def test_it_is_a_setting_of_its_own_and_takes_as_much_as_reading_once_a_chunk(
+def test_it_is_a_setting_of_its_own_is_told_and_takes_as_much_as_reading_once_a_chunk(
     model: ModelPatcher, committed: Callable[..., LoadedEncoder], tmp_path: Path
 ) -> None:
     films = {reading: three_shots(model, replace(committed(), reading=reading)) for reading in Reading}
-    told = [film._settings() for film in films.values()]
-    assert all(one != other for at, one in enumerate(told) for other in told[:at])
-    anew, chunk, film = (
-        read_trace(each.make(tmp_path / each.encoder.reading.name).trace)[0]["peak_kv_bytes"]
-        for each in films.values()
-        if each.encoder
-    )
+    settings = [film._settings() for film in films.values()]
+    assert all(one != other for at, one in enumerate(settings) for other in settings[:at])
+    headers = [read_trace(each.make(tmp_path / reading.name).trace)[0] for reading, each in films.items()]
+    anew, chunk, film = (header["peak_kv_bytes"] for header in headers)
     assert film == chunk == anew * (1 + SPEC.layers)
+    words = "window of 1 frames, and the whole film through a memory encoder 2x2x2"
+    assert [header["memory"] for header in headers] == [words, f"{words}, read once a chunk", f"{words}, read once a film"]
