@@ -227,6 +227,7 @@ class EncodedHistory:
         self._window: Tensor | None = None
         self._prompts: list[tuple[Tensor | None, Tensor | None]] = []  # words, and one vector for them, of each frame
         self._film = 0
+        self._open_from = 0  # the first frame that no clean cut has closed
         self._size = (0, 0)
         self.current: History | None = None
         self.read_frames: tuple[int, ...] = ()
@@ -240,9 +241,9 @@ class EncodedHistory:
 
     @property
     def remembered(self) -> int:
-        """Frames that the next ones can read: the whole film, or the longest history and the window."""
+        """Frames that the next ones can read: all that no clean cut has closed, or the longest history and the window."""
         reaches = [self._film if longest is None else longest for _, longest, *_ in self.encoders]
-        return min(max(*reaches, self.window_frames), self._film)
+        return min(max(*reaches, self.window_frames), self._film - self._open_from)
 
     def most_tokens(self, film_frames: int, height: int, width: int) -> int:
         """Tokens that a film of this many latent frames, and of this size in latents, ever reads at once."""
@@ -271,6 +272,7 @@ class EncodedHistory:
 
     def begin(self, reach: Reach = EVERYTHING) -> None:
         """Lay out what the next frames read, `current`: nothing of the bank or window that `reach` closes, for good."""
+        self._open_from = reach.bank_from
         self.current = None  # so that the card never holds both
         parts = [part for told in self._told for part in told.read(self._film, self._size, reach.bank_from)]
         self.read_frames = self._whole_frames(reach)

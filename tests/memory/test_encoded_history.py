@@ -152,6 +152,7 @@ def test_a_token_of_frames_before_and_behind_a_clean_cut_is_left_out() -> None:
     made.append(film(7))
     made.begin(Reach(window_from=5, bank_from=5))
     assert made.read_frames == (5, 6)
+    assert made.remembered == 2
     assert made.current is not None
     # Frames 4 and 5 share a token, frame 6 still waits.
     assert len(made.current.positions) == 2 * FRAME_TOKENS
