@@ -218,4 +218,8 @@ def test_it_is_a_setting_of_its_own_is_told_and_takes_as_much_as_reading_once_a_
     anew, chunk, film = (header["peak_kv_bytes"] for header in headers)
     assert film == chunk == anew * (1 + SPEC.layers)
     words = "window of 1 frames, and the whole film through a memory encoder 2x2x2"
-    assert [header["memory"] for header in headers] == [words, f"{words}, read once a chunk", f"{words}, read once a film"]
+    assert [header["memory"] for header in headers] == [
+        words,
+        f"{words}, read once a chunk",
+        f"{words}, read once a film",
+    ]
