@@ -25,7 +25,8 @@ class PartKey(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Parts of history that are committed at once: tokens `[1, M, width]`, `lengths` of them for each of the `keys`.
+    """Parts of history that are committed at once: tokens `[1, M, width]`, `lengths` of them for each of the `keys`. They wait beside the
+    card, because in a film that goes on all of it waits.
 
     `positions` `[M, 3]` are frames of the film, rows and columns, `prompt` `[W, C]` is what they read, `older` the parts before
     them that they read, too. `counts` `[M + older tokens]` says how often each token counts; None is once.

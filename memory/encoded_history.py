@@ -299,7 +299,7 @@ class EncodedHistory:
         return Segment(
             tuple(part.key for part in parts),
             tuple(part.tokens.shape[1] for part in parts),
-            torch.cat([part.tokens for part in parts], dim=1),
+            torch.cat([part.tokens for part in parts], dim=1).cpu(),
             torch.cat([part.positions for part in parts]) + torch.tensor([float(self._film), 0.0, 0.0]),
             prompt,
             tuple(part.key for part in older),

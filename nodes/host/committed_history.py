@@ -26,8 +26,9 @@ def commit_waiting(
     call: Callable[..., Any], network: Any, commits: Commits, like: Tensor, options: dict[str, Any]
 ) -> None:
     """Commit what waits. `call` is the rest of the host's call of `network` for latents `like` `[B, C, T, H, W]` with these
-    `transformer_options`. Raises ValueError where another pack leaves out a layer."""
-    for segment in tuple(commits.waiting):
+    `transformer_options`. Raises ValueError where another pack leaves out a layer or its attention."""
+    while commits.waiting:
+        segment = commits.waiting[0]
         kept: KeptLayers = {}
         own = None if segment.counts is None else segment.counts[: segment.tokens.shape[1]]
         older = None if segment.counts is None else segment.counts[segment.tokens.shape[1] :]
@@ -38,9 +39,9 @@ def commit_waiting(
         call(picture, like.new_zeros(1), prompt, None, None, _alone(network, segment, keeps))
         if len(kept) < len(network.blocks):
             raise ValueError(
-                f"History that is read once a film needs every layer of the model, but {len(kept)} of {len(network.blocks)} were run: "
-                "another node skips the others. Remove it from the model's wire, or set 'reading' of the Memory Encoder Loader to "
-                "'every step'."
+                f"History that is read once a film needs every layer of the model, but it came through {len(kept)} of "
+                f"{len(network.blocks)}: another node skips the others, or has an attention of its own there. Remove it from the model's "
+                "wire, or set 'reading' of the Memory Encoder Loader to 'every step'."
             )
         commits.keep(segment, kept)
 
