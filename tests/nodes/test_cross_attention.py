@@ -110,6 +110,20 @@ def test_layers_read_what_every_encoder_tells_and_a_stopped_film_goes_on_with_th
     assert relative_error(alone.make(tmp_path / "alone").latents, whole) > NOT_ROUNDING
 
 
+def test_a_layer_that_another_pack_skips_reads_no_hidden_states(
+    model: ModelPatcher, crossed: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    """As ComfyUI's own skip layer guidance does it; reading is a part of the layer."""
+    skipping = model.clone()
+    skipping.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", 1)
+    encoder = crossed(dtype=torch.float32)
+    made = three_shots(skipping, encoder).make(tmp_path / "skipped").latents
+    encoder.patcher.model.cross.layers[1].project.weight.zero_()
+    assert torch.equal(three_shots(skipping, encoder, project="silent").make(tmp_path).latents, made)
+    encoder.patcher.model.cross.layers[0].project.weight.zero_()
+    assert not torch.equal(three_shots(skipping, encoder, project="none").make(tmp_path).latents, made)
+
+
 def test_what_is_read_is_softmax_attention_written_out(crossed: Callable[..., LoadedEncoder]) -> None:
     encoder = crossed(dtype=torch.float32)
     cross, generator = encoder.patcher.model.cross, torch.Generator().manual_seed(0)
