@@ -25,7 +25,8 @@ class PartKey(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Parts of history that are committed at once: tokens `[1, M, width]`, `lengths` of them for each of the `keys`.
+    """Parts of history that are committed at once: tokens `[1, M, width]`, `lengths` of them for each of the `keys`. They wait beside the
+    card, because in a film that goes on all of it waits.
 
     `positions` `[M, 3]` are frames of the film, rows and columns, `prompt` `[W, C]` is what they read, `older` the parts before
     them that they read, too. `counts` `[M + older tokens]` says how often each token counts; None is once.
@@ -51,6 +52,7 @@ class Commits:
         self.current: tuple[PartKey, ...] = ()
         self.film = 0
         self._kept: dict[PartKey, KeptLayers] = {}
+        self._readable: frozenset[PartKey] = frozenset()
         self._known: set[PartKey] = set()
 
     @property
@@ -74,7 +76,7 @@ class Commits:
         self._known.update(segment.keys)
 
     def keep(self, segment: Segment, layers: KeptLayers) -> None:
-        """Keys and values of a segment `[1, M, width]`, which does not wait any longer."""
+        """Keys and values of a segment `[1, M, width]`, which does not wait any longer; what it alone still read is let go."""
         self.waiting.remove(segment)
         for key in segment.keys:
             self._kept[key] = {}
@@ -83,6 +85,7 @@ class Commits:
                 parts = zip(keys.split(segment.lengths, 1), values.split(segment.lengths, 1), strict=True)
                 for key, part in zip(segment.keys, parts, strict=True):
                     self._kept[key][layer] = [part]
+        self._let_go()
 
     def read(self, parts: Sequence[PartKey]) -> KeptLayers:
         """Keys and values of these parts, in this order."""
@@ -94,10 +97,15 @@ class Commits:
 
     def forget(self, readable: Iterable[PartKey]) -> None:
         """Nothing is read any more but these, and what waits to be read by them."""
-        needed, waiting = set(readable), []
+        self._readable = frozenset(readable)
+        needed, waiting = set(self._readable), []
         for segment in reversed(self.waiting):
             if not needed.isdisjoint(segment.keys):
                 waiting.append(segment)
                 needed.update(segment.older)
         self.waiting = waiting[::-1]
+        self._let_go()
+
+    def _let_go(self) -> None:
+        needed = self._readable.union(*(segment.older for segment in self.waiting))
         self._kept = {key: layers for key, layers in self._kept.items() if key in needed}

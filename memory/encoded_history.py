@@ -149,15 +149,15 @@ class _Told:
         self._waiting = waiting[:, :, whole:]
 
     def read(self, film: int, size: tuple[int, int], bank_from: int) -> list[_Part]:
-        """What the frames behind `film` others read, of none before `bank_from` and no farther back than this encoder reaches."""
+        """What the frames behind `film` others read, of none before `bank_from` and no farther back than this encoder reaches.
+
+        All else is let go: a film only goes on, and what a cut has closed stays closed.
+        """
         spec, longest = self._spec, self.encoder.longest_frames
         oldest = bank_from if longest is None else max(bank_from, film - longest)
         grid = spec.grid(spec.rate.frames, *size)
-        return [
-            self._part(token_positions(spec, grid, first - film), first, told)
-            for first, told in self._encoded
-            if first >= oldest
-        ]
+        self._encoded = [(first, told) for first, told in self._encoded if first >= oldest]
+        return [self._part(token_positions(spec, grid, first - film), first, told) for first, told in self._encoded]
 
     def _part(self, positions: Tensor, first: int, told: Tensor) -> _Part:
         spec = self._spec
@@ -213,11 +213,11 @@ class EncodedHistory:
             _Packed(encoder, number) if isinstance(encoder.spec, PackedSpec) else _Told(encoder, encoder.spec, number)
             for number, encoder in enumerate(encoders)
         ]
-        self._reach = EVERYTHING
         self._embed = embed
         self._window: Tensor | None = None
         self._prompts: list[tuple[Tensor | None, Tensor | None]] = []  # words, and one vector for them, of each frame
         self._film = 0
+        self._open_from = 0  # the first frame that no clean cut has closed
         self._size = (0, 0)
         self.current: History | None = None
         self.read_frames: tuple[int, ...] = ()
@@ -231,9 +231,9 @@ class EncodedHistory:
 
     @property
     def remembered(self) -> int:
-        """Frames that the next ones can read: the whole film, or the longest history and the window."""
+        """Frames that the next ones can read: all that no clean cut has closed, or the longest history and the window."""
         reaches = [self._film if longest is None else longest for _, longest, *_ in self.encoders]
-        return min(max(*reaches, self.window_frames), self._film)
+        return min(max(*reaches, self.window_frames), self._film - self._open_from)
 
     def most_tokens(self, film_frames: int, height: int, width: int) -> int:
         """Tokens that a film of this many latent frames, and of this size in latents, ever reads at once."""
@@ -254,31 +254,34 @@ class EncodedHistory:
         newest = latents if self._window is None else torch.cat([self._window, latents], dim=2)
         self._window = newest[:, :, max(0, newest.shape[2] - self.window_frames) :]
 
+    def release(self) -> None:
+        """Drop every tensor: the run is over."""
+        self._told, self._prompts, self._window, self.current = [], [], None, None
+        if self.commits is not None:
+            self.commits.forget(())
+
     def begin(self, reach: Reach = EVERYTHING) -> None:
-        """Lay out what the next frames read, `current`: nothing of the bank or window that `reach` closes."""
-        parts = self._told_parts(reach)
+        """Lay out what the next frames read, `current`: nothing of the bank or window that `reach` closes, for good."""
+        self._open_from = reach.bank_from
+        self.current = None  # so that the card never holds both
+        parts = [part for told in self._told for part in told.read(self._film, self._size, reach.bank_from)]
         self.read_frames = self._whole_frames(reach)
         window = self._window_parts() if self.read_frames else []
         self.current = self._joined([*parts, *window]) if parts or window else None
         if self.commits is not None:
             self._commit(self.commits, parts, window)
-        self._reach = reach
 
-    def _told_parts(self, reach: Reach) -> list[_Part]:
-        return [part for told in self._told for part in told.read(self._film, self._size, reach.bank_from)]
-
-    def _commit(self, commits: Commits, read: Sequence[_Part], window: Sequence[_Part]) -> None:
-        """New parts read what the frames that they tell could read of all tokens; no token reads the window."""
-        told = self._told_parts(self._reach) if read or window else []
+    def _commit(self, commits: Commits, told: Sequence[_Part], window: Sequence[_Part]) -> None:
+        """New parts read what was told before them and themselves; no token reads the window."""
         older = [part for part in told if commits.knows(part.key)]
-        for parts in ([part for part in told if not commits.knows(part.key)], window):
+        for parts in (told, window):
             new = sorted((part for part in parts if not commits.knows(part.key)), key=lambda part: part.frame)
             for _, same in groupby(new, lambda part: id(self._prompts[part.frame][0])):
                 segment = list(same)
                 commits.add(self._segment(segment, older))
                 older += [] if parts is window else segment
-        commits.current, commits.film = tuple(part.key for part in (*read, *window)), self._film
-        commits.forget(part.key for part in (*told, *read, *window))
+        commits.current, commits.film = tuple(part.key for part in (*told, *window)), self._film
+        commits.forget(commits.current)
 
     def _segment(self, parts: Sequence[_Part], older: Sequence[_Part]) -> Segment:
         prompt, _ = self._prompt_of(parts[0])
@@ -286,7 +289,7 @@ class EncodedHistory:
         return Segment(
             tuple(part.key for part in parts),
             tuple(part.tokens.shape[1] for part in parts),
-            torch.cat([part.tokens for part in parts], dim=1),
+            torch.cat([part.tokens for part in parts], dim=1).cpu(),
             torch.cat([part.positions for part in parts]) + torch.tensor([float(self._film), 0.0, 0.0]),
             prompt,
             tuple(part.key for part in older),

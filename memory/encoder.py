@@ -69,7 +69,7 @@ class MemoryEncoder(nn.Module):
         if self.spec.low is LowBranch.LATENTS:
             low = shrink(latents, self.spec)
         if self.spec.low is not LowBranch.NONE and low is not None:
-            parts.append(embed(low)[..., : grid[1], : grid[2]])
+            parts.append(embed(low))
         total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         tokens: Tensor = total.flatten(2).transpose(1, 2)
         if self.cross is None or hidden is None:

@@ -15,6 +15,8 @@ from .encoder_spec import EncoderSpec
 from .whole_file import explained, whole_file
 
 FORMAT, VERSION = "longreel memory encoder", "1"
+NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""What weights may be written in: not in types that torch only packs, such as those of four bits."""
 _REMEDY = "Take a file that `longreel train encoder` wrote, or one that says it is a LongReel memory encoder."
 
 
@@ -47,13 +49,20 @@ def _read(path: Path, weights: bool) -> tuple[EncoderSpec, dict[str, Tensor]]:
             loaded = {name: file.get_tensor(name) for name in sorted(names)} if weights else {}
     except SafetensorError as error:
         raise ValueError(f"{path.name} needs to be a safetensors file, got '{error}'. {_REMEDY}") from error
-    for name, tensor in loaded.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
-            raise ValueError(
-                f"The weights of {path.name} need to be finite numbers, but {name} ({tensor.dtype}) has others: the "
-                "training that made it went wrong, or the file is damaged. Fetch it again, or take another one."
-            )
+    if odd := odd_weight(loaded):
+        raise ValueError(
+            f"The weights of {path.name} need to be finite numbers, but {odd} has others: the "
+            "training that made it went wrong, or the file is damaged. Fetch it again, or take another one."
+        )
     return spec, loaded
+
+
+def odd_weight(weights: Mapping[str, Tensor]) -> str | None:
+    """The first of these weights that is not finite numbers, and its type; None where all are."""
+    for name, tensor in weights.items():
+        if tensor.dtype not in NUMBERS or not torch.isfinite(tensor.float()).all():
+            return f"{name} ({tensor.dtype})"
+    return None
 
 
 def _spec(path: Path, metadata: Mapping[str, str]) -> EncoderSpec:

@@ -29,14 +29,18 @@ class Reading(Enum):
         }[self]
 
 
-def history_bytes(tokens: int, width: int, dtype: torch.dtype, kept_layers: int) -> int:
-    """Bytes on the card: tokens are in pieces and joined once for the frames being made, beside what is kept of layers."""
-    return 2 * (1 + kept_layers) * tokens * width * dtype.itemsize
+def history_bytes(tokens: int, width: int, hidden_width: int, dtype: torch.dtype, kept_layers: int) -> int:
+    """Bytes on the card: tokens are in pieces and joined once for the frames being made, beside what is kept of layers.
+
+    Hidden states are in the same pieces, and in their place the keys and values that all layers read of them.
+    """
+    return (2 * (1 + kept_layers) * width + 3 * hidden_width) * tokens * dtype.itemsize
 
 
 @dataclass(slots=True)
 class HistorySession:
-    """State of one run: the history, the most tokens that it reads at once and their width, and the tokens of a frame being made.
+    """State of one run: the history, the most tokens that it reads at once, their width and that of hidden states behind them, and the
+    tokens of a frame being made.
 
     `kept_layers` is 0, or of how many layers keys and values are kept: from the first call for the frames being made to the others,
     or, where the history has `commits`, for the whole film.
@@ -45,6 +49,7 @@ class HistorySession:
     history: EncodedHistory
     tokens: int
     width: int
+    hidden_width: int
     frame_tokens: int
     dtype: torch.dtype
     kept_layers: int = 0
@@ -54,9 +59,16 @@ class HistorySession:
     _kept_of: History | None = None
 
     @property
+    def reading(self) -> Reading:
+        """How often history is read."""
+        if not self.kept_layers:
+            return Reading.EVERY_STEP
+        return Reading.ONCE_A_CHUNK if self.history.commits is None else Reading.ONCE_A_FILM
+
+    @property
     def peak_bytes(self) -> int:
         """Bytes on the card."""
-        return history_bytes(self.tokens, self.width, self.dtype, self.kept_layers)
+        return history_bytes(self.tokens, self.width, self.hidden_width, self.dtype, self.kept_layers)
 
     def kept(self, history: History) -> KeptLayers:
         """What calls before this one kept of `history`; what was kept of another is forgotten."""
@@ -67,6 +79,11 @@ class HistorySession:
     def forget(self) -> None:
         """Let go of what was kept for a chunk: the next call keeps it anew."""
         self._kept, self._kept_of = {}, None
+
+    def release(self) -> None:
+        """Drop every tensor: the run is over."""
+        self.forget()
+        self.history.release()
 
     @property
     def coming_bytes(self) -> int:

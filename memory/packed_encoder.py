@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .encoder_file import odd_weight
 from .encoder_spec import LARGEST_STAGE, LARGEST_WIDTH, PATCH, EncoderSpec, Modulation
 from .whole_file import explained
 
@@ -165,10 +166,8 @@ def read_packed(path: Path) -> tuple[PackedSpec, dict[str, Tensor]]:
                     f"{path.name} needs {PREFIX}{name} in the shape {shapes[name]}, got {found}. Take FramePack's own file."
                 )
         weights = {name: file.get_tensor(f"{PREFIX}{name}") for name in needed}
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
-            raise ValueError(
-                f"The weights of {path.name} need to be finite numbers, but {PREFIX}{name} ({tensor.dtype}) has others: the "
-                "file is damaged. Fetch it again."
-            )
+    if odd := odd_weight(weights):
+        raise ValueError(
+            f"The weights of {path.name} need to be finite numbers, but {PREFIX}{odd} has others: the file is damaged. Fetch it again."
+        )
     return spec, weights

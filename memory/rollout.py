@@ -20,7 +20,7 @@ class FinishedChunk:
 
     `read_frames` were read by every query, those that are `brought` because of a pin or a prompt; with what each chose
     from older ones, it read `frames_worth` in keys of a frame: `bank_reads`, where that was counted, and `selections`, where
-    they are kept. `layer_shares` is which
+    they are kept and the chunk was not `replayed`. `layer_shares` is which
     share of the layers read each of the `read_frames`: all, unless a prompt bank chooses for each layer. `excluded` frames were
     not read because they are `vetoed`, or closed by a `cut`. `milliseconds` by part (`Stopwatch`): recache, denoise and
     commit, and inside them select and copy, pages of the bank. `moved_bytes` came from where memory lies to where it is
@@ -107,7 +107,7 @@ class Rollout:
                 layer_shares=shares,
                 excluded=excluded,
                 bank_reads=memory.bank_reads(),
-                selections=memory.selections(chunk.frames),
+                selections=memory.selections(chunk.frames) if saved is None else None,
                 moved_bytes=memory.moved_bytes,
                 stayed_bytes=memory.stayed_bytes,
                 remembered=len(memory.table.frames),

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .config import MemoryConfig
 from .encoded_history import EncodedHistory
-from .history_session import HistorySession
+from .history_session import HistorySession, Reading
 from .inspection import UNIT
 from .read_tally import BankReads
 from .rollout import FinishedChunk
@@ -80,7 +80,8 @@ def film_facts(session: RunSession | HistorySession) -> dict[str, Any]:
     held = {"tier": session.tier, "peak_kv_bytes": session.peak_bytes, "host_kv_bytes": session.host_bytes}
     if isinstance(session, HistorySession):
         history = session.history
-        return {"memory": encoders_in_words(history), "window_frames": history.window_frames, **held}
+        often = "" if session.reading is Reading.EVERY_STEP else f", read {session.reading.value}"
+        return {"memory": encoders_in_words(history) + often, "window_frames": history.window_frames, **held}
     memory = session.memory
     spec, config = memory.spec, memory.config
     return {

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import comfy.k_diffusion.sampling
 import comfy.model_management
 
-from ..memory.history_session import Reading
 from ..memory.project import check_project_name, finished_chunks
 from .host.attach import adapter_for, memory_config, plan_memory, plan_moments, plan_session
 from .host.conditioning import check_conditioning
-from .host.encoder_check import check_encoder
+from .host.encoder_check import check_encoder, check_prompts
 from .host.page_tier import check_disk, check_page_room
 from .host.streaming_decode import StreamingDecoder
 
@@ -110,13 +109,7 @@ def _check_memory(film: Film) -> None:
             "A memory encoder tells of the film as a whole, so moments can be neither pinned nor vetoed. Take the lines 'pin' "
             "and 'veto' out of the storyboard, or disconnect the encoder and put Sparse KV Memory before the sampler."
         )
-    prompts = (*film.storyboard.conditionings, film.storyboard.negative)
-    hooked = any("hooks" in extras for prompt in prompts for _, extras in prompt)
-    if film.encoder.reading is not Reading.EVERY_STEP and hooked:
-        raise ValueError(
-            f"History that is read {film.encoder.reading.value} cannot be combined with a LoRA on a prompt, under which it would be "
-            "read differently. Set 'reading' of the Memory Encoder Loader to 'every step', or put the LoRA on the model."
-        )
+    check_prompts(film.model, film.encoder, (*film.storyboard.conditionings, film.storyboard.negative))
     check_encoder(film.model, film.encoder, film.plan.total_frames, film.latent_size, film.vae is not None)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from film import film_on_disk, planned, prompt
@@ -96,3 +97,23 @@ def three_shots(model: ModelPatcher, encoder: LoadedEncoder, count: int = 7, sec
     board = planned(f"[0.75s] a beach\n[0.75s{second}] a town\n[0.75s] a forest", prompts=prompts)
     levels = torch.tensor([1.0, 0.8333, 0.0])
     return film_on_disk(model, board, **{"encoder": encoder, "sigmas": levels, **changes})
+
+
+def batched(film: Film) -> Film:
+    """The film with a negative prompt of as many words as the first shots have, which the host then puts into one batch with them."""
+    return dataclasses.replace(film, storyboard=dataclasses.replace(film.storyboard, negative=prompt(99)))
+
+
+def one_after_the_other(model: ModelPatcher) -> ModelPatcher:
+    """A model whose prompt and negative the host never puts into one batch."""
+
+    def apart(args: dict[str, Any]) -> list[Tensor]:
+        network, x, sigma, options = args["model"], args["input"], args["sigma"], args["model_options"]
+        prompt, negative = args["conds"]
+        own, _ = comfy.samplers.calc_cond_batch(network, [prompt, None], x, sigma, options)
+        _, other = comfy.samplers.calc_cond_batch(network, [None, negative], x, sigma, options)
+        return [own, other]
+
+    clone = model.clone()
+    clone.set_model_sampler_calc_cond_batch_function(apart)
+    return clone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -181,16 +182,17 @@ def _recall_header(
     commits: list[str],
     machine: dict[str, str],
 ) -> dict[str, Any]:
-    """What the tables are of: names of files without their folders, because those are of one machine."""
+    """What the tables are of, and the command in words that a shell takes: names of files without their folders, because those are of
+    one machine."""
     given = [f"--films {bench.films}"]
     given += ["--quick"] if args.quick else []
     given += [f"--family {args.family}"] if args.family is not None else []
     for name in ("weights", "json", "plot"):
         if getattr(args, name) is not None:
-            given.append(f"--{name} {getattr(args, name).name}")
+            given.append(f"--{name} {shlex.quote(getattr(args, name).name)}")
     given += [f"--cell {text}" for text in args.cell or ()]
-    given += [f"--encoder {name}" for name in bench.encoders]
-    given += [f"--policy '{name}'" for name in bench.policies]
+    given += [f"--encoder {shlex.quote(name)}" for name in bench.encoders if args.encoder]
+    given += [f"--policy {shlex.quote(name)}" for name in bench.policies]
     given += [f"--drift-films {args.drift_films}"] if args.drift_films is not None else []
     given += [f"--compare {bench.compare}"] if bench.compare != FULL.compare else []
     given += [f"--steps {bench.steps}"] if bench.steps != FULL.steps else []

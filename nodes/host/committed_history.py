@@ -26,8 +26,9 @@ def commit_waiting(
     call: Callable[..., Any], network: Any, commits: Commits, like: Tensor, options: dict[str, Any]
 ) -> None:
     """Commit what waits. `call` is the rest of the host's call of `network` for latents `like` `[B, C, T, H, W]` with these
-    `transformer_options`."""
-    for segment in tuple(commits.waiting):
+    `transformer_options`. Raises ValueError where another pack leaves out a layer or its attention."""
+    while commits.waiting:
+        segment = commits.waiting[0]
         kept: KeptLayers = {}
         own = None if segment.counts is None else segment.counts[: segment.tokens.shape[1]]
         older = None if segment.counts is None else segment.counts[segment.tokens.shape[1] :]
@@ -36,6 +37,12 @@ def commit_waiting(
         picture = like.new_zeros(1, like.shape[1], 1, PATCH, PATCH)
         prompt = segment.prompt[None].to(like)
         call(picture, like.new_zeros(1), prompt, None, None, _alone(network, segment, keeps))
+        if len(kept) < len(network.blocks):
+            raise ValueError(
+                f"History that is read once a film needs every layer of the model, but it came through {len(kept)} of "
+                f"{len(network.blocks)}: another node skips the others, or has an attention of its own there. Remove it from the model's "
+                "wire, or set 'reading' of the Memory Encoder Loader to 'every step'."
+            )
         commits.keep(segment, kept)
 
 
@@ -73,14 +80,23 @@ def _keep(
 
 
 def _alone(network: Any, segment: Segment, options: dict[str, Any]) -> dict[str, Any]:
-    """`transformer_options` under which the tokens of a segment take the place of a picture of one token."""
+    """`transformer_options` under which the tokens of a segment take the place of a picture of one token.
+
+    They are one row under one prompt, and what another pack adds to a picture behind each layer has no picture here.
+    """
     place = _Place(network, segment, options.get("rope_options") or {})
-    patches = options.get("patches_replace", {})
-    layers = dict(patches.get("dit", {}))
+    replaced = options.get("patches_replace", {})
+    layers = dict(replaced.get("dit", {}))
     count = len(network.blocks)
     for layer in range(count):
         layers[(BLOCK, layer)] = partial(place.around, layer == 0, layer == count - 1, layers.get((BLOCK, layer)))
-    return {**options, "patches_replace": {**patches, "dit": layers}}
+    return {
+        **options,
+        "patches_replace": {**replaced, "dit": layers},
+        "patches": {kind: patches for kind, patches in options.get("patches", {}).items() if kind != BLOCK},
+        "cond_or_uncond": [0],
+        "uuids": options.get("uuids", [])[:1],
+    }
 
 
 class _Place:

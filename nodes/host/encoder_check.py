@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
@@ -10,7 +14,7 @@ from ...memory.encoder_spec import Modulation
 from ...memory.history_session import Reading, history_bytes
 from ...memory.packed_encoder import TokenSpec
 from .encoder_model import LoadedEncoder, compute_dtype, family_of, made_for
-from .history_family import HistoryFamily
+from .history_family import HistoryFamily, check_alone
 
 MODELS = {
     (1536, 16): "Wan 2.1 1.3B",
@@ -31,6 +35,8 @@ def fits(encoder: LoadedEncoder) -> str:
         "fits any Wan or HunyuanVideo, untrained" if spec.fits_any else f"fits {model}",
         spec.in_words,
     ]
+    if spec.cross_layers:
+        lines.append(f"needs a Wan of {spec.cross_layers} layers, which all read it in every step")
     if spec.base:
         lines.append(f"made for {spec.base}")
     lines += [f"{name}: {fact}" for name, fact in sorted(spec.trained.items())]
@@ -55,16 +61,29 @@ def check_encoder(
             _check_read_once(each, family)
     told = [(each.spec, each.spec.reach(each.config.longest_frames)) for each in encoder.all]
     tokens = most_tokens(told, encoder.config.window_frames, film_frames, *size)
-    layers = 0 if encoder.reading is Reading.EVERY_STEP else family.layers(network)
-    numbers = found[0] + max(each.spec.hidden_width for each in encoder.all)
-    needed = history_bytes(tokens, numbers, compute_dtype(model), layers)
+    anew = encoder.reading is Reading.EVERY_STEP
+    layers = 0 if anew else family.layers(network)
+    needed = history_bytes(tokens, found[0], encoder.hidden_width, compute_dtype(model), layers)
     total = comfy.model_management.get_total_memory(model.load_device)
     if needed > total:
+        switch = "set its 'reading' to 'every step', "
         raise ValueError(
             f"History of {tokens} tokens needs {needed / 2**30:.1f} GiB, but the device has {total / 2**30:.1f} GiB. Turn the "
-            "'history' or the 'window' of the Memory Encoder Loader down, set its 'reading' to 'every step', or take an encoder that "
-            "makes fewer tokens."
+            f"'history' or the 'window' of the Memory Encoder Loader down, {'' if anew else switch}or take an encoder that makes fewer "
+            "tokens."
         )
+
+
+def check_prompts(model: ModelPatcher, encoder: LoadedEncoder, prompts: Iterable[Sequence[Any]]) -> None:
+    """Raises ValueError where one of these CONDITIONINGs brings what this model's history cannot be read beside."""
+    family = family_of(model, encoder)
+    for _, extras in chain.from_iterable(prompts):
+        check_alone(extras, family.others)
+        if extras.get("hooks") is not None and encoder.reading is not Reading.EVERY_STEP:
+            raise ValueError(
+                f"History that is read {encoder.reading.value} cannot be combined with a LoRA on a prompt, under which it would be "
+                "read differently. Set 'reading' of the Memory Encoder Loader to 'every step', or put the LoRA on the model."
+            )
 
 
 def _check_fits(

@@ -67,6 +67,11 @@ class LoadedEncoder:
         return (self, *(() if self.beside is None else self.beside.all))
 
     @property
+    def hidden_width(self) -> int:
+        """The widest hidden states of all."""
+        return max(each.spec.hidden_width for each in self.all)
+
+    @property
     def cross(self) -> Callable[[Tensor], CrossReader] | None:
         """What reads the encoder's hidden states in every layer, if anything does."""
         module = self.patcher.model
@@ -193,7 +198,8 @@ class _HistoryOfRun:
         session = HistorySession(
             history,
             history.most_tokens(sampler.plan.total_frames, *sampler.latent_size),
-            self._family.shape(network)[0] + max(each.spec.hidden_width for each in self._encoder.all),
+            self._family.shape(network)[0],
+            self._encoder.hidden_width,
             rows * columns,
             dtype,
             0 if self._encoder.reading is Reading.EVERY_STEP else self._family.layers(network),
@@ -205,6 +211,7 @@ class _HistoryOfRun:
             return executor(noise, latent, sampler, *args, **kwargs)
         finally:
             guider.model_options = before
+            session.release()
 
     @torch.no_grad()
     def _encode(self, encoder: LoadedEncoder, guider: FilmGuider, dtype: torch.dtype, latents: Tensor) -> Tensor:
@@ -305,6 +312,7 @@ class WanHistory:
     shows_pictures = True
     reads_once = True
     reads_hidden = True
+    others = OTHER_TOKENS
     with_tokens = staticmethod(_with_tokens)
 
     def knows(self, model: ModelPatcher) -> bool:

@@ -14,13 +14,15 @@ class HistoryFamily(Protocol):
     """What memory encoders need to know of the models that read their tokens.
 
     `shows_pictures` says whether the family's VAE can decode a film that is still being made, `reads_once` whether history that
-    looks at itself alone is the same in every call, `reads_hidden` whether its layers read an encoder's hidden states.
+    looks at itself alone is the same in every call, `reads_hidden` whether its layers read an encoder's hidden states, `others` what else
+    of a prompt or a call would add to its tokens, and is called so.
     """
 
     name: str
     shows_pictures: bool
     reads_once: bool
     reads_hidden: bool
+    others: dict[str, str]
 
     @property
     def with_tokens(self) -> Callable[..., Any]:
@@ -49,6 +51,6 @@ def check_alone(inputs: dict[str, Any], others: dict[str, str]) -> None:
     found = [name for key, name in others.items() if inputs.get(key) is not None]
     if found:
         raise ValueError(
-            f"A memory encoder cannot be combined with {' and '.join(found)}: both put tokens beside the film. Remove "
+            f"A memory encoder cannot be combined with {' and '.join(found)}: both add to the tokens of the film. Remove "
             "the node that adds them to the conditioning, or disconnect the memory encoder."
         )

@@ -53,6 +53,7 @@ class HunyuanHistory:
     shows_pictures = False
     reads_once = False
     reads_hidden = False
+    others = OTHER_TOKENS
 
     def knows(self, model: ModelPatcher) -> bool:
         """Whether it is the text-to-video model, which its variants are not."""

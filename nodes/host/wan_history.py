@@ -222,6 +222,11 @@ class _Layer:
             "vec": join.modulation(args["vec"]),
             "transformer_options": join.options(args["transformer_options"]),
         }
-        out = extra["original_block"](longer) if self._replaced is None else self._replaced(longer, extra)
-        made = join.crossed(self._number, out["img"])
-        return {**out, "img": made[:, : join.own_tokens] if self._last else made}
+        whole = partial(self._crossed, extra["original_block"])
+        out = whole(longer) if self._replaced is None else self._replaced(longer, {**extra, "original_block": whole})
+        return {**out, "img": out["img"][:, : join.own_tokens]} if self._last else out
+
+    def _crossed(self, original: Callable[..., dict[str, Any]], args: dict[str, Any]) -> dict[str, Any]:
+        """The layer itself, of which reading hidden states is the end."""
+        out = original(args)
+        return {**out, "img": self._join.crossed(self._number, out["img"])}

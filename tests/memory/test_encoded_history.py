@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import SAME_SUM, relative_error
+from tensors_held import bytes_of, tensors_of
 from torch import Tensor, nn
 
 from longreel.memory.committed_history import WINDOW, Commits, PartKey
@@ -151,6 +152,7 @@ def test_a_token_of_frames_before_and_behind_a_clean_cut_is_left_out() -> None:
     made.append(film(7))
     made.begin(Reach(window_from=5, bank_from=5))
     assert made.read_frames == (5, 6)
+    assert made.remembered == 2
     assert made.current is not None
     # Frames 4 and 5 share a token, frame 6 still waits.
     assert len(made.current.positions) == 2 * FRAME_TOKENS
@@ -272,4 +274,48 @@ def test_what_is_read_was_committed_at_its_place_in_the_film_and_the_rest_is_for
         kept.append(commits.kept)
         commits.forget(commits.current)
         assert commits.kept == set(commits.current)
-    assert not kept or kept[0] <= kept[1]
+    assert not kept or kept[0] == kept[1]
+
+
+def test_a_film_that_goes_on_keeps_no_more_at_once_than_the_uninterrupted_one() -> None:
+    """20 chunks whose tokens reach 6 frames back: all that an earlier run made is committed one after the other, and let go."""
+    most = []
+    for made_before in (0, 19):
+        made, commits = committing(0, film_encoder(Rate(2, 2, 1), 6, own_prompts=True))
+        peak = 0
+        for index, piece in enumerate(film(60).split(3, dim=2)):
+            made.begin()
+            if index >= made_before:
+                for segment in tuple(commits.waiting):
+                    commits.keep(segment, {0: [(segment.tokens, segment.tokens)]})
+                    peak = max(peak, len(commits.kept))
+            made.append(piece, torch.zeros(2, 4))
+        most.append(peak)
+    assert most == [6, 6]
+
+
+@pytest.mark.parametrize(("longest", "reach"), [(6, Reach()), (None, Reach(30, 30))])
+def test_what_can_never_be_read_again_is_let_go(longest: int | None, reach: Reach) -> None:
+    """Tokens that are too old, and those before a clean cut; a chunk is let go as a whole."""
+    made, held = history(Rate(2, 2, 1), 3, longest), []
+    for index, piece in enumerate(film(60).split(3, dim=2)):
+        made.append(piece)
+        made.begin(reach if index >= 10 else Reach())
+        held.append(bytes_of(tensors_of(made)))
+    assert held[-1] == held[12] if longest else held[-1] == held[9]
+
+
+def test_what_was_read_last_is_let_go_before_the_next_is_joined() -> None:
+    seen: list[object] = []
+    embed = embedding()
+
+    def watch(latents: Tensor) -> Tensor:
+        seen.append(made.current)
+        return embed(latents).flatten(2).transpose(1, 2)
+
+    made = EncodedHistory([film_encoder(RATES[1])], 3, watch)
+    for piece in film(9).split(3, dim=2):
+        made.append(piece)
+        made.begin()
+    assert seen == [None] * 3
+    assert made.current is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,20 @@ def test_weights_of_eight_bits_are_read(tmp_path: Path) -> None:
 def test_weights_that_are_whole_numbers_are_refused(tmp_path: Path) -> None:
     weights = {name: tensor.to(torch.int32) for name, tensor in made(TINY).state_dict().items()}
     refused(write(tmp_path / "int.safetensors", weights), "finite numbers", "torch.int32")
+
+
+def test_weights_of_four_bits_are_refused(tmp_path: Path) -> None:
+    """Two in a byte, which torch can hold and nothing else; the file is written by hand."""
+    entries: dict[str, Any] = {"__metadata__": {"format": FORMAT, "version": VERSION, "spec": TINY.to_json()}}
+    end = 0
+    for name, tensor in made(TINY).state_dict().items():
+        kind, size = ("F4", tensor.numel() // 2) if name == "high.project.weight" else ("F32", 4 * tensor.numel())
+        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
+    head = json.dumps(entries).encode()
+    path = tmp_path / "four.safetensors"
+    path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(end))
+    refused(path)
 
 
 ABSURD: dict[str, Any] = {

@@ -22,6 +22,7 @@ from longreel.memory.chunks import Chunk, Plan, plan_chunks
 from longreel.memory.encoded_history import History, HistoryConfig, Level, Stretch
 from longreel.memory.encoder import token_positions
 from longreel.memory.encoder_spec import LowBranch, Modulation, Rate
+from longreel.memory.history_session import Reading
 from longreel.memory.rollout import FinishedChunk
 from longreel.memory.transitions import Reach
 from longreel.nodes.host.build import build_tiny_vae, build_tiny_wan
@@ -301,6 +302,7 @@ def failed(finished: FinishedChunk) -> None:
     raise OSError("disk full")
 
 
+@pytest.mark.parametrize("reading", Reading)
 @pytest.mark.parametrize(
     ("on_chunk", "error"),
     [
@@ -311,23 +313,29 @@ def failed(finished: FinishedChunk) -> None:
     ids=["finished", "cancelled", "failed"],
 )
 def test_after_any_run_an_unpatched_clone_gives_the_bits_it_gave_before_and_nothing_stays(
-    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], on_chunk: Any, error: type[BaseException] | None
+    model: ModelPatcher,
+    loaded: Callable[..., LoadedEncoder],
+    on_chunk: Any,
+    error: type[BaseException] | None,
+    reading: Reading,
 ) -> None:
-    before, reading = unpatched_output(model), attach_encoder(model, loaded())
+    encoder = replace(loaded(own_prompts=True), reading=reading)
+    before, patched = unpatched_output(model), attach_encoder(model, encoder)
     if error is None:
-        render(reading, loaded(), on_chunk=on_chunk, attached=True)
+        render(patched, encoder, on_chunk=on_chunk, attached=True)
     else:
         with pytest.raises(error):
-            render(reading, loaded(), on_chunk=on_chunk, attached=True)
-    assert HISTORY not in reading.model_options["transformer_options"]
+            render(patched, encoder, on_chunk=on_chunk, attached=True)
+    assert HISTORY not in patched.model_options["transformer_options"]
     assert torch.equal(unpatched_output(model), before)
-    assert torch.equal(unpatched_output(reading), before)
+    assert torch.equal(unpatched_output(patched), before)
 
 
+@pytest.mark.parametrize("reading", Reading)
 def test_two_runs_give_the_same_bits_and_a_longer_film_starts_with_the_shorter(
-    model: ModelPatcher, loaded: Callable[..., LoadedEncoder]
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], reading: Reading
 ) -> None:
-    encoder = loaded()
+    encoder = replace(loaded(own_prompts=True), reading=reading)
     long = latents(render(model, encoder))
     assert torch.equal(latents(render(model, encoder)), long)
     short = latents(render(model, encoder, plan_chunks((2, 1), 3)))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfy.controlnet
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -261,6 +262,18 @@ def test_an_encoder_of_another_width_or_of_pictures_is_refused(
         with pytest.raises(ValueError, match=words_of_it):
             film(model, wrong).make(tmp_path / "films")
         assert not (tmp_path / "films").exists()
+
+
+def test_a_controlnet_is_refused_before_the_film_is_begun(
+    model: ModelPatcher, loaded: Callable[..., LoadedEncoder], tmp_path: Path
+) -> None:
+    """On the negative prompt as on any other."""
+    plain = film(model, loaded())
+    controlled = [[NEGATIVE[0][0], {**NEGATIVE[0][1], "control": comfy.controlnet.ControlBase()}]]
+    wrong = replace(plain, storyboard=replace(plain.storyboard, negative=controlled))
+    with pytest.raises(ValueError, match=r"cannot be combined with a ControlNet.*or disconnect the memory encoder"):
+        wrong.make(tmp_path / "films")
+    assert not (tmp_path / "films").exists()
 
 
 def test_an_encoder_says_that_it_fits_hunyuanvideo(loaded: Callable[..., LoadedEncoder]) -> None:

@@ -13,7 +13,7 @@ import torch
 from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from encoders import FRAME, OWN, SPEC, encoders_read, lively_wan, three_shots, under
+from encoders import FRAME, OWN, SPEC, batched, encoders_read, lively_wan, one_after_the_other, three_shots, under
 from film import film_on_disk, planned
 from hunyuan_film import words
 from numerics import NOT_ROUNDING, ROLLOUT_ERROR, relative_error
@@ -66,6 +66,28 @@ def test_a_film_that_reads_history_once_is_one_whose_history_is_blind(
     seeing = anew.make(tmp_path / "seeing").latents
     assert torch.equal(made[:, :, :3], seeing[:, :, :3])
     assert relative_error(seeing, made) > NOT_ROUNDING
+
+
+@pytest.mark.parametrize("reading", Reading)
+def test_prompt_and_negative_in_one_batch_read_what_each_reads_alone(
+    model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path, reading: Reading
+) -> None:
+    encoder = replace(once(proportional=True), reading=reading)
+    rows: set[int] = set()
+
+    def watch(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows.add(len(x))
+        return executor(x, *args, **kwargs)
+
+    together, alone = model.clone(), one_after_the_other(model)
+    for each in (together, alone):
+        each.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", watch)
+    films = []
+    for name, each, called in (("together", together, {1, 2}), ("alone", alone, {1})):
+        films.append(batched(three_shots(each, encoder, cfg=5.0)).make(tmp_path / name).latents)
+        assert rows == called
+        rows.clear()
+    assert relative_error(*films) < ROLLOUT_ERROR
 
 
 def test_only_the_first_step_of_a_chunk_is_as_long_as_history(
@@ -188,8 +210,14 @@ def test_a_history_that_is_larger_than_the_device_is_refused_before_the_run(
     long, size = 10_000_000, (60, 104)
     small = replace(once(HistoryConfig(1, 80)), reading=Reading.EVERY_STEP)
     check_encoder(model, small, long, size, has_vae=False)
-    with pytest.raises(ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'"):
+    with pytest.raises(
+        ValueError, match=r"History of \d+ tokens needs .* GiB, but the device has.*'history'.*'every step'"
+    ):
         check_encoder(model, once(), long, size, has_vae=False)
+    whole = replace(once(), reading=Reading.EVERY_STEP)
+    with pytest.raises(ValueError, match="'history' or the 'window'") as refused:
+        check_encoder(model, whole, 100 * long, size, has_vae=False)
+    assert "every step" not in str(refused.value)
 
 
 def test_a_lora_on_a_prompt_is_refused(model: ModelPatcher, once: Callable[..., LoadedEncoder], tmp_path: Path) -> None:

@@ -181,7 +181,18 @@ def test_a_film_that_was_stopped_keeps_the_files_of_its_finished_chunks(
     (folder / "00003.safetensors").write_bytes(b"of a chunk that was not finished")
     (folder / ".00003.safetensors.part").write_bytes(b"of a write that never finished")
     said: list[str] = []
-    made = film(model).make(tmp_path, said.append)
+    handed: list[tuple[bool, bool]] = []
+
+    def watching(self: Recorder, done: Any, guider: Any) -> None:
+        handed.append((done.replayed, done.selections is not None))
+        finished(self, done, guider)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "finished", watching)
+        made = film(model).make(tmp_path, said.append)
+    assert (
+        handed == [(True, False)] * 3 + [(False, True)] * 2
+    )  # lists of chunks that were made before are not fetched again
     bill = bill_of_a_chunk(film(model))
     assert said[0].endswith(f" Its selections take up to {byte_size((CHUNKS - 3) * bill)} on disk.")
     whole = {path.name: path.read_bytes() for path in (seen_and_made[1].folder / "selections").iterdir()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +30,7 @@ from longreel.memory.training.recall_policies import ENCODERS, REFERENCE, UNTRAI
 from longreel.memory.training.recall_samples import Samples
 from longreel.memory.training.small_video_codec import SmallVideoCodec
 from longreel.memory.training.words import embed_text
+from longreel.nodes.headless import bench as bench_command
 from longreel.nodes.headless import recall_command
 from longreel.nodes.headless.bench_encoder import encoded_models
 from longreel.nodes.headless.bench_recall import RecallRun, TinyModel, bench_settings, load_weights
@@ -154,6 +157,22 @@ def test_encoders_are_rows_beside_the_causal_model(
     assert "| mine | 24 |" in said
     assert main([*command, "--encoder", str(tmp_path)]) != 0
     assert "needs a folder with encoder.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoder", [None, "no stage I"])
+def test_the_command_that_rows_are_told_with_asks_for_the_same_rows(encoder: str | None) -> None:
+    """Also where names hold spaces, and for the encoder that ships, which no argument names."""
+    parser = argparse.ArgumentParser()
+    bench_command.add_arguments(parser)
+    policy, json_file = "smaller frames 2x2x2", "my rows.json"
+    given = ["recall", "--compare", ENCODERS, "--policy", policy, "--json", f"/results/{json_file}"]
+    args = parser.parse_args([*given, *([] if encoder is None else ["--encoder", f"/encoders/{encoder}"])])
+    bench = recall_command._recall_bench(args)
+    header = recall_command._recall_header(args, bench, {"policies": {}}, [], {})
+    again = parser.parse_args(shlex.split(header["command"])[2:])
+    assert again.encoder == (None if encoder is None else [Path(encoder)])
+    assert (again.policy, again.json) == ([policy], Path(json_file))
+    assert recall_command._recall_bench(again) == bench
 
 
 def test_hunyuanvideo_has_the_rows_that_need_no_training(
