@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...memory.encoded_history import HistoryConfig
-from ...memory.encoder_file import read_spec
 from ...memory.encoder_spec import Rate, smaller_frames
 from ...memory.history_session import Reading
 from ...memory.training.encoder_family import Family
@@ -22,10 +22,10 @@ from ...memory.training.encoder_settings import BASES
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import UNTRAINED, WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
-from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_reader, build_tiny_wan
+from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_wan, with_lora
 from ..host.build_hunyuan import build_tiny_hunyuan
 from ..host.encoder_check import reads_once
-from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder
+from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, family_of, load_encoder
 from .train_encoder import ENCODER_FILE, LORA_FILE
 
 FRAMES_PER_SECOND = FPS // FRAME_STRIDE
@@ -54,13 +54,14 @@ class EncodedModel:
 
     def cost(self, size: tuple[int, int]) -> dict[str, float]:
         """Tokens of a second of history, milliseconds to encode it, and bytes of the encoder."""
-        module, spec = self.encoder.patcher.model, self.encoder.spec
+        module, spec, network = self.encoder.patcher.model, self.encoder.spec, self.model.model.diffusion_model
+        embed = partial(family_of(self.model, self.encoder).embed, network, dtype=torch.float32)
         latents = torch.randn(1, spec.channels, _TIMED_FRAMES, *size, generator=torch.Generator().manual_seed(0))
         seconds = []
         with torch.inference_mode():
             for _ in range(_TIMED):
                 started = time.perf_counter()
-                tokens: Tensor = module(latents, self.model.model.diffusion_model.patch_embedding)
+                tokens: Tensor = module(latents, embed)
                 seconds.append(time.perf_counter() - started)
         film = _TIMED_FRAMES / FRAMES_PER_SECOND
         weights = sum(p.numel() * p.element_size() for p in module.parameters())
@@ -76,12 +77,10 @@ def encoded_models(
 ) -> tuple[EncodedModel, ...]:
     """The rows of encoders that `longreel train encoder` left in `folders`, by name, and those without training.
 
-    None in place of a folder is the encoder that ships.
+    None in place of a folder is the encoder that ships, for Wan.
 
-    Raises ValueError for a folder without an encoder, or with one of another model; those of the tiny HunyuanVideo have no rows yet.
+    Raises ValueError for a folder without an encoder, or with one of another model.
     """
-    if folders and family != "wan":
-        raise ValueError("--encoder needs the tiny Wan, got the tiny HunyuanVideo. Leave --family or --encoder out.")
     base = build_tiny_wan(weights=weights) if family == "wan" else build_tiny_hunyuan(weights=weights)
     window = WINDOW_CHUNKS * chunk_frames
     made = []
@@ -98,19 +97,19 @@ def encoded_models(
                 f"--encoder needs a folder with {ENCODER_FILE} and {LORA_FILE}, got {folder}. Name one that `longreel train "
                 "encoder finetune` wrote."
             )
-        if read_spec(path).base == BASES["hunyuan"]:
-            raise ValueError(f"{path} is for {BASES['hunyuan']}. Take one trained for the tiny Wan.")
-        width = int(base.model.diffusion_model.dim)
-        if read_spec(path).width != width:
+        adapted, loaded = with_lora(base, lora), load_encoder(path, HistoryConfig(0), torch.float32)
+        reader, made_for = family_of(base, loaded), loaded.spec
+        width, _ = reader.shape(base.model.diffusion_model)
+        if made_for.width != width or (made_for.base in BASES.values() and made_for.base != BASES[family]):
             raise ValueError(
-                f"{path} is of width {read_spec(path).width}, the model of {width}. Take one trained for it."
+                f"{path} is of width {made_for.width} and made for {made_for.base}, the model of {width} and {BASES[family]}. Take one "
+                "trained for it."
             )
-        adapted, loaded = build_tiny_reader(weights, lora), load_encoder(path, HistoryConfig(0), torch.float32)
         digest = weights_fingerprint(load_file(lora), loaded.patcher.model.state_dict())
         alone, beside_window, once, committed = encoder_policies(name)
         made.append(EncodedModel(alone, digest, adapted, loaded))
         made.append(EncodedModel(beside_window, digest, adapted, replace(loaded, config=HistoryConfig(window))))
-        if reads_once(loaded.spec):
+        if reader.reads_once and reads_once(made_for):
             for row, how in ((once, Reading.ONCE_A_CHUNK), (committed, Reading.ONCE_A_FILM)):
                 made.append(EncodedModel(row, digest, adapted, replace(loaded, reading=how)))
     return tuple(made)

@@ -138,7 +138,9 @@ def _reader(folder: Path | None) -> Reader:
     digest = hashlib.sha256(encoder.read_bytes() + lora.read_bytes()).hexdigest()[:16]
     spec, width = read_spec(encoder), TinyWanSpec().width
     if spec.base == BASES["hunyuan"]:
-        raise WorkflowError(f"{encoder} is for {spec.base}, whose frames are asked for at the end of its training alone.")
+        raise WorkflowError(
+            f"{encoder} is for {spec.base}, whose frames are asked for at the end of its training alone."
+        )
     if spec.width != width:
         raise WorkflowError(f"{encoder} is for a model of width {spec.width}, the tiny model has {width}.")
     return Reader(folder.name if folder else SHIPPED, encoder, lora, spec, digest)
