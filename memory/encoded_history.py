@@ -93,16 +93,6 @@ class HistoryConfig:
             raise ValueError(f"The history of a memory encoder needs at least 1 frame, got {self.longest_frames}.")
 
 
-def token_counts(spec: EncoderSpec, parts: Sequence[int], window: bool) -> Tensor | None:
-    """What tokens count as, for `parts` of so many tokens, the last of them whole frames where there is a `window`."""
-    if not spec.proportional:
-        return None
-    counts = torch.full((sum(parts),), float(math.prod(spec.rate)))
-    if window:
-        counts[-parts[-1] :] = 1.0
-    return counts
-
-
 class FilmEncoder(NamedTuple):
     """An encoder as one film reads through it.
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..encoder import MemoryEncoder
 from .clips import TileCodec
+from .encoder_chain import Encoders
 from .encoder_settings import EncoderTraining
 from .encoder_training import clean_batch, encoder_loss, films_of
 from .video_films import VideoFilms
@@ -26,7 +26,7 @@ def measure_continuation(
     config: EncoderTraining,
     modules: Any,
     network: Any,
-    encoder: MemoryEncoder,
+    encoder: Encoders,
     codec: TileCodec,
     videos: VideoFilms,
     batches: int = 8,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..encoded_history import History
-from ..encoder import MemoryEncoder
 from .clips import TileCodec, decode_latents, film_clips
+from .encoder_chain import Encoders
 from .encoder_settings import EncoderTraining
 from .encoder_training import clean_batch, draw_frames, read_history
 from .recall import recall_film, swapped_name
@@ -51,7 +51,7 @@ def returning_films(config: EncoderTraining, films: int) -> list[Film]:
 
 @torch.no_grad()
 def measure_encoder_recall(
-    config: EncoderTraining, modules: Any, network: Any, encoder: MemoryEncoder, codec: TileCodec, films: int = 24
+    config: EncoderTraining, modules: Any, network: Any, encoder: Encoders, codec: TileCodec, films: int = 24
 ) -> EncoderRecall:
     """Draw the last shot of these films beside their tokens, without a window."""
     found = returning_films(config, films)

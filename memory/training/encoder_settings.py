@@ -29,7 +29,7 @@ class EncoderStage(Enum):
 
 
 class Branches(Enum):
-    """Which branches an encoder has; the low-resolution one looks at smaller latents and has no weights.
+    """Which branches an encoder has; the low-resolution one has no weights.
 
     A patchifier is a high-resolution branch of one convolution, alone.
     """
@@ -50,7 +50,9 @@ class EncoderTraining:
     they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what
     training starts from, `films` what is seen; cartoons have shots of at most `longest_shot` frames and move at `pace` times the
     usual. `family` is that of the model, of `BASES`. `processes` train at once, each on `clips` films of its own a step. `cross_layers` is how many layers of the model read the
-    encoder's hidden states, or 0.
+    encoder's hidden states, or 0. `beside` says in words which encoder is trained beside this one, if any.
+    `low` is what the low-resolution branch looks at: smaller latents, or the latents of a smaller video, for films that go on by
+    `segment_frames`.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
@@ -82,6 +84,8 @@ class EncoderTraining:
     processes: int = 1
     cross_layers: int = 0
     family: Family = "wan"
+    beside: str = ""
+    low: str = LowBranch.LATENTS.value
 
     def __post_init__(self) -> None:
         _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
@@ -111,12 +115,27 @@ class EncoderTraining:
                 "An encoder's hidden states are read by the layers of a Wan alone, got cross-attention for the family "
                 f"{self.family}. Leave it out."
             )
+        if LowBranch(self.low) is LowBranch.NONE or (self.low == LowBranch.VIDEO.value and not self.has_low):
+            raise ValueError(
+                f"A low-resolution branch looks at {LowBranch.LATENTS.value} or {LowBranch.VIDEO.value}, got {self.low!r} for an "
+                f"encoder of branches {self.branches!r}. Train both, or the low one."
+            )
+        if self.low == LowBranch.VIDEO.value and self.family != "wan":
+            raise ValueError(
+                "A smaller video is made of a film by the VAE of a Wan alone, before the film is finished, got the low branch "
+                f"{self.low!r} for the family {self.family}. Take {LowBranch.LATENTS.value}."
+            )
         FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
         if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:
             raise ValueError(
                 f"Training a {rate} encoder needs films of at least {max(rate.frames, self.kept_frames)} frames, got "
                 f"{self.history_frames}: {self.kept_frames} of them, 1 or more, have to come back. Make the films longer."
             )
+
+    @property
+    def has_low(self) -> bool:
+        """Whether the encoder has a low-resolution branch."""
+        return self.branches in (Branches.BOTH.value, Branches.LOW.value)
 
     @property
     def film_frames(self) -> int:
@@ -133,7 +152,7 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
         stages=() if branches is Branches.PATCHIFIER else config.widths,
         heads=4,
         high=branches is not Branches.LOW,
-        low=LowBranch.NONE if branches in (Branches.HIGH, Branches.PATCHIFIER) else LowBranch.LATENTS,
+        low=LowBranch(config.low) if config.has_low else LowBranch.NONE,
         modulation=Modulation(config.modulation),
         own_prompts=config.own_prompts,
         proportional=config.proportional,
@@ -160,6 +179,7 @@ def pretraining_of(spec: EncoderSpec, **settings: Any) -> EncoderTraining:
         own_prompts=spec.own_prompts,
         proportional=spec.proportional,
         cross_layers=spec.cross_layers,
+        low=(LowBranch.LATENTS if spec.low is LowBranch.NONE else spec.low).value,
         **settings,
     )
 

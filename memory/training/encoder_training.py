@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..encoded_history import History, stretches, token_counts
-from ..encoder import MemoryEncoder, token_positions
+from ..encoded_history import History
 from ..encoder_spec import PATCH
+from ..whole_file import ProjectError
 from .clips import FilmClips, TileCodec, film_clips
+from .encoder_chain import Encoders, Piece, joined, tellers_of, told_by
 from .encoder_settings import EncoderStage, EncoderTraining
 from .lora import add_lora, load_lora_state, lora_state
 from .processes import ALONE, Processes
@@ -138,34 +139,18 @@ def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.G
     return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, none, prompts)
 
 
-def read_history(modules: Any, network: Any, encoder: MemoryEncoder, batch: EncoderBatch) -> History | None:
-    """What the model reads of the film: the encoder's tokens, and the window's frames as its own; None where there is nothing."""
-    spec, embed = encoder.spec, modules.family.embedding(network)
-    _, _, frames, height, width = batch.history.shape
-    tokens, positions, cross = [], [], None
-    parts: list[tuple[int, int]] = []  # tokens, and the frame whose prompt they read
-    if frames >= spec.rate.frames:
-        told = encoder.told(batch.history, embed)
-        tokens.append(told[..., : spec.width])
-        if encoder.cross is not None:
-            cross = encoder.cross.reader(told[..., spec.width :])
-        grid = spec.grid(frames, height, width)
-        positions.append(token_positions(spec, grid))
-        parts += [(grid[1] * grid[2], index * spec.rate.frames) for index in range(grid[0])]
+def read_history(modules: Any, network: Any, encoder: Encoders, batch: EncoderBatch) -> History | None:
+    """What the model reads of the film: the encoders' tokens, and the window's frames as its own; None where there is nothing."""
+    tellers, embed = tellers_of(encoder), modules.family.embedding(network)
+    told = [told_by(teller, batch.history, embed) for teller in tellers]
+    pieces = [piece for piece in told if piece is not None]
     if batch.window.shape[2]:
-        tokens.append(embed(batch.window).flatten(2).transpose(1, 2))
-        rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in (height, width))
+        tokens = embed(batch.window).flatten(2).transpose(1, 2)
+        rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in batch.window.shape[3:])
         newest = batch.target_frames[0] + torch.arange(-batch.window.shape[2], 0)
-        positions.append(torch.cartesian_prod(newest, rows, columns))
-        parts += [(len(rows) * len(columns), frame) for frame in newest.int().tolist()]
-    if not tokens:
-        return None
-    own = (stretches((count, film[frame]) for count, frame in parts) for film in batch.prompts)
-    prompts = tuple(own) if spec.own_prompts else ()
-    counts = token_counts(spec, [len(places) for places in positions], bool(batch.window.shape[2]))
-    return History(
-        torch.cat(tokens, dim=1), torch.cat(positions), spec.modulation, batch.target_frames, prompts, counts, cross
-    )
+        places = torch.cartesian_prod(newest, rows, columns)
+        pieces.append(Piece(tellers[0].encoder.spec, tokens, places, newest.int().tolist()))
+    return joined(pieces, batch.target_frames, batch.prompts)
 
 
 def predict_beside_history(
@@ -186,7 +171,7 @@ def draw_frames(modules: Any, network: Any, history: History | None, noise: Tens
 
 
 def encoder_loss(
-    modules: Any, network: Any, encoder: MemoryEncoder, batch: EncoderBatch, config: EncoderTraining, step: int
+    modules: Any, network: Any, encoder: Encoders, batch: EncoderBatch, config: EncoderTraining, step: int
 ) -> Tensor:
     """Mean squared error of the flow on the frames to make; tiles with a character count `character_weight` times."""
     generator = generator_for(config.seed, "encoder noise", step)
@@ -206,12 +191,20 @@ def _rate_factor(config: EncoderTraining, step: int) -> float:
     return min(1.0, (step + 1) / config.warm_up, max(0.02, (config.steps - step) / max(1, config.cool_down)))
 
 
+def _diverged(out: Path, row: dict[str, float], saved: int) -> str:
+    kept = f"The checkpoint of step {saved} in {out} is whole" if saved else f"Nothing was saved in {out} yet"
+    return (
+        f"Training needs a finite loss, got {row['loss']} and gradients of {row['norm']} at step {row['step']}: it went wrong there, and "
+        f"would again. {kept}. Start anew in another folder, with another seed, more clips a step or a lower learning rate."
+    )
+
+
 def train_encoder(
     config: EncoderTraining,
     modules: Any,
     peft: Any,
     network: nn.Module,
-    encoder: MemoryEncoder,
+    encoder: Encoders,
     codec: TileCodec,
     out: Path,
     tell: Callable[[dict[str, float]], None] = lambda row: None,
@@ -221,9 +214,10 @@ def train_encoder(
 ) -> None:
     """Train `encoder` and a new LoRA on `network` in place, or continue the run in `out`.
 
-    `modules` and `network` come from `nodes/host/build_hunyuan.py::modules_of`, `peft` is the package; `tell` gets every line of the log, `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
-    give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full or the run in
-    `out` has other settings; the last checkpoint stays whole.
+    `modules` and `network` come from `nodes/host/build_hunyuan.py::modules_of`, `peft` is the package; `tell` gets every line of the log,
+    `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
+    give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full, the run in
+    `out` has other settings or the loss is no longer finite; the last checkpoint stays whole.
     """
     run = RunFolder(out, config, processes.leads)
     network.to(processes.device)
@@ -233,13 +227,13 @@ def train_encoder(
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     if lora is not None:
         load_lora_state(network, lora)
-    first = 0
+    first = saved_step = 0
     state = run.load()
     if state is not None:
         encoder.load_state_dict(state["encoder"])
         load_lora_state(network, state["lora"])
         optimiser.load_state_dict(state["optimiser"])
-        first = int(state["step"])
+        first = saved_step = int(state["step"])
     clock = time.monotonic()
     with modules.training():
         for step in range(first, config.steps):
@@ -253,12 +247,13 @@ def train_encoder(
             loss = processes.average(loss.detach())
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             row = {"step": step + 1, "loss": loss.item(), "norm": norm.item(), "seconds": time.monotonic() - clock}
-            if not math.isfinite(row["loss"]):
-                raise ValueError(f"The loss became {row['loss']} at step {step + 1}. Start anew with half the rate.")
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["norm"])):
+                raise ProjectError(_diverged(out, row, saved_step))
             optimiser.step()
             run.log(row)
             tell(row)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 saved = {"encoder": encoder.state_dict(), "lora": lora_state(network)}
-                run.save({"step": step + 1, "optimiser": optimiser.state_dict(), **saved})
+                saved_step = step + 1
+                run.save({"step": saved_step, "optimiser": optimiser.state_dict(), **saved})
                 run.draw_curve("loss")

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..encoded_history import History
-from ..encoder import MemoryEncoder
 from .clips import TileCodec, decode_latents
+from .encoder_chain import Encoders
 from .encoder_settings import EncoderStage, EncoderTraining
 from .encoder_training import draw_frames, encoder_batch, films_of, read_history
 from .run_folder import generator_for
@@ -60,7 +60,7 @@ def ask_films(
     config: EncoderTraining,
     modules: Any,
     network: Any,
-    encoder: MemoryEncoder,
+    encoder: Encoders,
     codec: TileCodec,
     batches: int = 4,
     videos: VideoFilms | None = None,

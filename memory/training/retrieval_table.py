@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..encoder import MemoryEncoder
+from ..encoded_history import most_tokens
 from .clips import TILE
+from .encoder_chain import Encoders, tellers_of
 from .encoder_settings import LONGEST_SHOT, Branches, EncoderTraining
 from .recall_statistics import mean_interval
 from .retrieval import AskedFilm, Retrieval, mean_retrieval
@@ -54,14 +55,15 @@ def length_name(config: EncoderTraining) -> str:
     return f"{config.history_frames * FRAME_STRIDE / FPS:g} s ({config.history_frames} frames){cuts}{pace}"
 
 
-def row_of(name: str, config: EncoderTraining, encoder: MemoryEncoder, asked: Sequence[AskedFilm]) -> dict[str, Any]:
+def row_of(name: str, config: EncoderTraining, encoder: Encoders, asked: Sequence[AskedFilm]) -> dict[str, Any]:
     """One row as JSON: its name and settings, what the encoder takes, the means, and each film's PSNR in dB."""
     size = Size.parse(config.size)
-    frames, rows, columns = encoder.spec.grid(config.history_frames, size.height // TILE, size.width // TILE)
+    told = [(teller.encoder.spec, teller.longest_frames) for teller in tellers_of(encoder)]
+    tokens = most_tokens(told, 0, config.history_frames, size.height // TILE, size.width // TILE)
     return {
         "name": name,
         "settings": asdict(config),
-        "tokens_per_second": frames * rows * columns * FPS / (FRAME_STRIDE * config.history_frames),
+        "tokens_per_second": tokens * FPS / (FRAME_STRIDE * config.history_frames),
         "bytes": sum(weight.numel() * weight.element_size() for weight in encoder.parameters()),
         **{way: quality._asdict() for way, quality in mean_retrieval(asked)._asdict().items()},
         "films": {way: [getattr(film.found, way).psnr for film in asked] for way in Retrieval._fields},

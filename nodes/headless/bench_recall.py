@@ -295,7 +295,7 @@ class RecallRun:
 
     def _remembering(self, name: str, cell: Cell) -> ModelPatcher:
         if name in self.encoded:
-            return self.encoded[name].remembering()
+            return self.encoded[name].remembering(self.model.vae)
         config = self.policies[name]
         if name in self.gated:
             return self.gated[name].remembering(config)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...memory.whole_file import whole_file
 from .boot import boot_host
+from .encoder_files import ENCODER_FILE, LORA_FILE, EncoderOnDisk, encoders_in, read_encoders, with_small_videos
 from .render import check_folder
-from .train_encoder import ENCODER_FILE, LORA_FILE, write_json
+from .train_encoder import write_json
 from .train_films import HISTORY_FRAMES, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
@@ -28,13 +29,24 @@ ROWS_FILE, TABLE_FILE = "lengths.json", "lengths.md"
 
 
 class Reader(NamedTuple):
-    """An encoder with its LoRA on disk."""
+    """An encoder on disk, or two that were trained together, with their LoRA."""
 
     name: str
-    encoder: Path
+    encoders: list[EncoderOnDisk]
     lora: Path
-    spec: EncoderSpec
     digest: str
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the first encoder is."""
+        return self.encoders[0].spec
+
+    @property
+    def beside(self) -> str:
+        """What is beside it, in words."""
+        from ...memory.training.encoder_chain import beside_in_words
+
+        return ", ".join(beside_in_words(spec, longest) for _, spec, longest in self.encoders[1:])
 
 
 def add_retrieval(benches: Any) -> None:
@@ -73,6 +85,12 @@ def run_retrieval(args: argparse.Namespace) -> int:
         raise WorkflowError(f"--films needs an even number of 2 or more, got {args.films}. Measure one more.")
     if args.videos is not None and args.out is None:
         raise WorkflowError("--videos needs --out, where what the VAE makes of them is kept, got none. Name a folder.")
+    names = [folder.resolve().name for folder in args.encoder or ()]
+    if len(set(names)) < len(names):
+        raise WorkflowError(
+            f"--encoder needs folders of different names, got {', '.join(names)}. Rows and pictures are named after their folders: "
+            "rename one."
+        )
     source = source_settings(args)
     captioned = captioned_videos(args.videos)
     if args.out is not None:
@@ -112,10 +130,11 @@ def _plans(args: argparse.Namespace, source: dict[str, Any]) -> list[tuple[Reade
     """Every encoder with the settings of every length."""
     from ...memory.training.encoder_settings import pretraining_of
 
+    common = {"clips": CLIPS, "seed": args.seed, **source}
     try:
         readers = [_reader(folder) for folder in args.encoder or [None]]
         return [
-            (reader, pretraining_of(reader.spec, clips=CLIPS, seed=args.seed, history_frames=frames, **source))
+            (reader, replace(pretraining_of(reader.spec, **common, history_frames=frames), beside=reader.beside))
             for reader in readers
             for frames in args.history_frames or [HISTORY_FRAMES]
         ]
@@ -129,21 +148,22 @@ def _reader(folder: Path | None) -> Reader:
     from ...memory.training.encoder_settings import BASES
     from ..host.build import ENCODER_LORA, TINY_ENCODER, TinyWanSpec
 
-    encoder, lora = (folder / ENCODER_FILE, folder / LORA_FILE) if folder else (TINY_ENCODER, ENCODER_LORA)
-    if not encoder.is_file() or not lora.is_file():
+    encoders = encoders_in(folder) if folder else [EncoderOnDisk(TINY_ENCODER, read_spec(TINY_ENCODER))]
+    lora = folder / LORA_FILE if folder else ENCODER_LORA
+    if not encoders or not lora.is_file():
         raise WorkflowError(
             f"--encoder needs a folder with {ENCODER_FILE} and {LORA_FILE}, got {folder}. Name one that `longreel train "
             "encoder` wrote."
         )
-    digest = hashlib.sha256(encoder.read_bytes() + lora.read_bytes()).hexdigest()[:16]
-    spec, width = read_spec(encoder), TinyWanSpec().width
-    if spec.base == BASES["hunyuan"]:
-        raise WorkflowError(
-            f"{encoder} is for {spec.base}, whose frames are asked for at the end of its training alone."
-        )
-    if spec.width != width:
-        raise WorkflowError(f"{encoder} is for a model of width {spec.width}, the tiny model has {width}.")
-    return Reader(folder.name if folder else SHIPPED, encoder, lora, spec, digest)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*(path for path, *_ in encoders), lora)))
+    for path, spec, _ in encoders:
+        if spec.base == BASES["hunyuan"]:
+            raise WorkflowError(f"{path} is for {spec.base}, which is measured at the end of its training alone.")
+        if spec.width != TinyWanSpec().width:
+            raise WorkflowError(
+                f"{path} is for a model of width {spec.width}, the tiny model has {TinyWanSpec().width}."
+            )
+    return Reader(folder.resolve().name if folder else SHIPPED, encoders, lora, digest.hexdigest()[:16])
 
 
 def _refuse_seen(reader: Reader, config: EncoderTraining, videos: VideoFilms | None) -> None:
@@ -173,8 +193,6 @@ def _measured(
     """A row, and its pictures in the out folder."""
     import comfy.model_management
 
-    from ...memory.encoder import MemoryEncoder
-    from ...memory.encoder_file import read_encoder
     from ...memory.training.retrieval import ask_films
     from ...memory.training.retrieval_table import film_strips, length_name, row_of, table_sheet
     from ...memory.training.storyworld import Size
@@ -182,9 +200,9 @@ def _measured(
 
     name = f"{reader.name}, {length_name(config)}"
     print(name, flush=True)
-    spec, weights = read_encoder(reader.encoder)
-    encoder = MemoryEncoder(spec).requires_grad_(False)
-    encoder.load_state_dict(weights)
+    encoder = with_small_videos(
+        read_encoders(reader.encoders), host_modules(), args.out or Path(), config.segment_frames
+    )
     model = build_tiny_reader(shipped_weights("wan") or {}, reader.lora)
     comfy.model_management.load_models_gpu([model])
     asked = ask_films(config, host_modules(), model.model.diffusion_model, encoder, codec, args.films // CLIPS, videos)

@@ -12,6 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .boot import DEVICES, boot_host
+from .encoder_files import (
+    ENCODER_FILE,
+    LORA_FILE,
+    add_beside,
+    check_beside,
+    check_reach,
+    save_encoders,
+    with_small_videos,
+)
 from .launched import launched
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
 from .train_films import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
@@ -19,11 +28,11 @@ from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from ...memory.encoder import MemoryEncoder
+    from ...memory.training.encoder_chain import Encoders
     from ...memory.training.encoder_family import Family
     from ...memory.training.encoder_settings import EncoderTraining
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
-ENCODER_FILE, LORA_FILE = "encoder.safetensors", "encoder_lora.safetensors"
 RETRIEVAL_FILE, RECALL_FILE, CONTINUATION_FILE = "retrieval.json", "recall.json", "continuation.json"
 BRANCHES = ("both", "high", "low", "patchifier")
 FAMILIES = {"wan": "Wan", "hunyuan": "HunyuanVideo"}
@@ -45,6 +54,13 @@ def add_encoder(models: Any) -> Any:
         default="both",
         help="leave one out, to compare, or take a single large convolution instead (FramePack's way)",
     )
+    pretrain.add_argument(
+        "--low",
+        choices=("latents", "video"),
+        default="latents",
+        help="what the low-resolution branch looks at: smaller latents, or a smaller video through the VAE, which takes more time "
+        "(default: latents)",
+    )
     pretrain.add_argument("--modulation", choices=levels, default="clean", help="noise level that tokens are told")
     pretrain.add_argument(
         "--one-prompt",
@@ -65,6 +81,7 @@ def add_encoder(models: Any) -> Any:
     finetune.add_argument(
         "--lora", type=Path, metavar="FILE", help="the LoRA of stage I, to go on with (default: a new one)"
     )
+    add_beside(finetune)
     for stage, parser in (("pretrain", pretrain), ("finetune", finetune)):
         parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoints, log, curve, files")
         parser.add_argument(
@@ -103,7 +120,7 @@ def run_encoder(args: argparse.Namespace) -> int:
 
     Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
     """
-    config, start = _settings(args)
+    config, starts = _settings(args)
     captioned = captioned_videos(args.videos)
     prepare(args.out, args.device, config.family, args.weights)
     import peft
@@ -118,13 +135,14 @@ def run_encoder(args: argparse.Namespace) -> int:
 
     modules, processes = modules_of(config.family), launched(args.device)
     config = replace(config, processes=processes.count)
-    network, encoder = new_pair(config, start, args.weights)
+    network, encoder = new_pair(config, *starts, weights=args.weights)
     lora = _lora(args, config, network, modules.family.lora_targets)  # refuses another model's before the slow part
     with processes.one_first():
         videos = video_films(captioned, config.size, config.film_frames, modules, args.out, config.family)
         config = config if videos is None else replace(config, films=videos.name)
         RunFolder(args.out, config, processes.leads).load()  # refuses a run of other settings before the slow part
         codec = tiny_codec(modules, args.out)
+        encoder = with_small_videos(encoder, modules, args.out, config.segment_frames)
     tell = tell_step if processes.leads else tell_nothing
     if processes.leads:
         print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
@@ -136,8 +154,9 @@ def run_encoder(args: argparse.Namespace) -> int:
     processes.part()
     if not processes.leads:
         return 0
-    save_pair(args.out, config, network, encoder)
-    print(f"encoder  {args.out / ENCODER_FILE}\nLoRA     {args.out / LORA_FILE}")
+    for path in save_encoders(args.out, config, network, encoder):
+        print(f"encoder  {path}")
+    print(f"LoRA     {args.out / LORA_FILE}")
     print("Measuring what was learned, on films that no training saw. This may take some minutes.", flush=True)
     if args.stage == "pretrain":
         found = mean_retrieval(ask_films(config, modules, network, encoder, codec, videos=videos))
@@ -187,15 +206,19 @@ def prepare(out: Path, device: str, family: Family = "wan", weights: Path | None
         )
 
 
-def new_pair(config: EncoderTraining, start: Any = None, weights: Path | None = None) -> tuple[Any, MemoryEncoder]:
+def new_pair(
+    config: EncoderTraining, start: Any = None, beside: Any = None, *, weights: Path | None = None
+) -> tuple[Any, Encoders]:
     """The tiny model that ships, or that in the folder `weights`, without adapters, and a new encoder, or the one whose spec and
     weights are `start`.
 
-    Raises WorkflowError for an encoder or weights of another model.
+    `beside` are spec and weights of another, and how many frames it tells. Raises WorkflowError for an encoder or weights of
+    another model.
     """
     import torch
 
     from ...memory.encoder import MemoryEncoder
+    from ...memory.training.encoder_chain import EncoderChain
     from ...memory.training.encoder_settings import tiny_encoder_spec
     from ...memory.training.initialise import initialise_encoder
     from ..host.build import WEIGHTS_FOLDER, TinyWanSpec, host_modules, read_shards
@@ -211,28 +234,29 @@ def new_pair(config: EncoderTraining, start: Any = None, weights: Path | None = 
             f"--weights needs the weights of a tiny {FAMILIES[config.family]} as `longreel train tiny` makes it, got others in "
             f"{weights}: {str(error).splitlines()[1].strip()}"
         ) from error
-    if start is not None and start[0].width != spec.width:
-        raise WorkflowError(
-            f"--encoder needs an encoder for the tiny model, of width {spec.width}, got one of width {start[0].width}. Take "
-            "one that `longreel train encoder pretrain` wrote."
-        )
-    encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width) if start is None else start[0])
     if start is None:
+        encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width))
         embedding = modules_of(config.family).family.embedding(network)
         initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), embedding)
-    else:
-        encoder.load_state_dict(start[1])
-    return network, encoder
+        return network, encoder
+    first = _known_encoder("--encoder", start, spec.width)
+    if beside is None:
+        return network, first
+    return network, EncoderChain([first, _known_encoder("--beside", beside[:2], spec.width)], [None, beside[2]])
 
 
-def save_pair(out: Path, config: EncoderTraining, network: Any, encoder: MemoryEncoder) -> None:
-    """Write the encoder, with what is worth knowing of this training, and the adapters."""
-    from ...memory.encoder_file import save_encoder
-    from ...memory.training.encoder_settings import trained_spec
-    from ...memory.training.lora import save_lora
+def _known_encoder(option: str, start: Any, width: int) -> MemoryEncoder:
+    from ...memory.encoder import MemoryEncoder
 
-    save_encoder(out / ENCODER_FILE, trained_spec(encoder.spec, config), encoder.state_dict())
-    save_lora(out / LORA_FILE, network)
+    spec, weights = start
+    if spec.width != width:
+        raise WorkflowError(
+            f"{option} needs an encoder for the tiny model, of width {width}, got one of width {spec.width}. Take one that "
+            "`longreel train encoder pretrain` wrote."
+        )
+    encoder = MemoryEncoder(spec)
+    encoder.load_state_dict(weights)
+    return encoder
 
 
 def write_json(path: Path, found: Any) -> None:
@@ -242,11 +266,12 @@ def write_json(path: Path, found: Any) -> None:
         part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
-    """The training, and spec and weights of the encoder that it starts from."""
+def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...]]:
+    """The training, and spec and weights of the encoder that it starts from and of the one beside it, if any."""
     from ...memory.encoder_file import read_encoder
+    from ...memory.training.encoder_chain import beside_in_words
     from ...memory.training.encoder_recall import CHARACTERS
-    from ...memory.training.encoder_settings import BASES, EncoderTraining, finetuning_of
+    from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
     from .train import LAYERS, weights_hash
 
     common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames", "family")}
@@ -259,24 +284,30 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
         )
     try:
         if args.stage == "pretrain":
-            given = {name: getattr(args, name) for name in ("rate", "branches", "modulation")}
+            given = {name: getattr(args, name) for name in ("rate", "branches", "low", "modulation")}
             given |= {"own_prompts": not args.one_prompt, "proportional": not args.counts_once}
             given |= {"start": known[0]} if known else {}
-            return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), None
-        files = {"--encoder": args.encoder, "--lora": args.lora}
+            return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), ()
+        check_beside(args)
+        files = {"--encoder": args.encoder, "--beside": args.beside, "--lora": args.lora}
         for name, file in files.items():
             if file is not None and not file.is_file():
                 raise WorkflowError(
                     f"{name} needs a file that `longreel train encoder pretrain` wrote, got {file}. Train one first."
                 )
         start = read_encoder(args.encoder)
-        base = start[0].base
-        if base in BASES.values() and base != BASES[args.family]:
-            raise WorkflowError(
-                f"--encoder needs an encoder for {BASES[args.family]}, got one made for {base}. Name its --family."
-            )
+        _check_base("--encoder", start[0].base, args.family)
         known += [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
-        config = finetuning_of(start[0], **common, start=" ".join(known))
+        common["start"] = " ".join(known)
+        config = finetuning_of(start[0], **common)
+        starts: tuple[Any, ...] = (start,)
+        if args.beside is not None:
+            beside = (*read_encoder(args.beside), args.beside_frames)
+            _check_base("--beside", beside[0].base, args.family)
+            check_reach(beside[0], args.beside_frames)
+            finetuning_of(beside[0], **common)  # refuses films that are too small for it
+            config = replace(config, beside=beside_in_words(beside[0], args.beside_frames))
+            starts = (start, beside)
     except ValueError as error:
         raise WorkflowError(str(error)) from error
     shortest = CHARACTERS * config.segment_frames
@@ -285,7 +316,17 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, Any]:
             f"--history-frames of cartoons needs to be a multiple of {config.segment_frames} in stage II, whose shots have so "
             f"many frames, and {shortest} or more, so that {CHARACTERS} characters are seen, got {config.history_frames}."
         )
-    return config, start
+    return config, starts
+
+
+def _check_base(option: str, base: str, family: Family) -> None:
+    """Raises WorkflowError for an encoder that was made for the tiny model of another family."""
+    from ...memory.training.encoder_settings import BASES
+
+    if base in BASES.values() and base != BASES[family]:
+        raise WorkflowError(
+            f"{option} needs an encoder for {BASES[family]}, got one made for {base}. Name its --family."
+        )
 
 
 def _lora(args: argparse.Namespace, config: EncoderTraining, network: Any, targets: str) -> Any:

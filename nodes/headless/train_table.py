@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .encoder_files import save_encoders
 from .launched import launched
 from .render import INTERRUPTED_EXIT
-from .train_encoder import BRANCHES, RETRIEVAL_FILE, add_device, new_pair, prepare, save_pair, tell_step, write_json
+from .train_encoder import BRANCHES, RETRIEVAL_FILE, add_device, new_pair, prepare, tell_step, write_json
 from .train_films import add_history, add_source, captioned_videos, source_settings, video_films
 from .workflow import WorkflowError
 
@@ -139,7 +140,7 @@ def _row(
             return row
     network, encoder = new_pair(config)
     train_encoder(config, host_modules(), peft, network, encoder, codec, folder, tell_step, None, videos, processes)
-    save_pair(folder, config, network, encoder)
+    save_encoders(folder, config, network, encoder)
     asked = ask_films(config, host_modules(), network, encoder, codec, args.films // max(2, config.clips), videos)
     with whole_file(folder / PICTURES_FILE) as part:
         film_strips(asked).save(part, format="PNG")

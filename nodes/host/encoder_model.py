@@ -18,9 +18,7 @@ import torch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from ...memory.chunks import PICTURES_PER_FRAME
 from ...memory.committed_history import Commits
 from ...memory.cross_attention import CrossReader
 from ...memory.encoded_history import (
@@ -34,6 +32,7 @@ from ...memory.encoder_file import read_encoder
 from ...memory.encoder_spec import PATCH, EncoderSpec
 from ...memory.history_session import HistorySession, Reading
 from ...memory.packed_encoder import PackedEncoder, PackedSpec, TokenSpec, is_packed, read_packed
+from ...memory.small_video import small_pictures
 from .committed_history import at_film_time, commit_waiting
 from .film_sampler import FilmSampler
 from .guider import FilmGuider
@@ -221,13 +220,10 @@ class _HistoryOfRun:
     def _small_video(self, spec: EncoderSpec, guider: FilmGuider, latents: Tensor) -> Tensor:
         """Latents of the pictures at a fraction of their size and rate, through the VAE and back."""
         assert self._vae is not None
-        frames, rows, columns = spec.low_size(*latents.shape[2:])
+        size = spec.low_size(*latents.shape[2:])
         pictures = self._vae.decode(guider.inner_model.process_latent_out(latents))[0]  # [F, H, W, 3]
-        count = PICTURES_PER_FRAME * (frames - 1) + 1
-        kept = torch.linspace(0, len(pictures) - 1, count).round().long()
-        scale = self._vae.spacial_compression_encode()
-        small = interpolate(pictures[kept].movedim(-1, 1), size=(rows * scale, columns * scale), mode="area")
-        made: Tensor = guider.inner_model.process_latent_in(self._vae.encode(small.movedim(1, -1)))
+        small = small_pictures(pictures, size, self._vae.spacial_compression_encode())
+        made: Tensor = guider.inner_model.process_latent_in(self._vae.encode(small))
         guider.reload()
         return made.to(latents)
 

@@ -19,6 +19,7 @@ from numerics import FORWARD_ERROR, NOT_ROUNDING, SAME_SUM, relative_error
 from longreel.memory.encoded_history import EncodedHistory, FilmEncoder
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.encoder_file import read_encoder, save_encoder
+from longreel.memory.encoder_spec import LowBranch
 from longreel.memory.training.clips import FilmClips, TileCodec, film_clips
 from longreel.memory.training.encoder_settings import (
     Branches,
@@ -222,6 +223,22 @@ def test_cross_attention_begins_as_nothing_and_is_learned(host: object, codec: T
         assert all(parameter.grad.any() for name, parameter in crossed.cross.named_parameters() if name != shifts)
 
 
+@pytest.mark.parametrize(("broken", "said"), [(3, "checkpoint of step 2 .* is whole"), (1, "Nothing was saved")])
+def test_a_loss_that_is_no_number_stops_with_one_error_and_leaves_the_last_checkpoint(
+    host: object, codec: TileCodec, tmp_path: Path, broken: int, said: str
+) -> None:
+    modules, calls = host_modules(), iter(range(1, 9))
+    network, config = modules.new_wan(SPEC), replace(SHORT, save_every=1)
+    network.register_forward_hook(lambda module, args, made: made * float("nan") if next(calls) == broken else None)
+    with pytest.raises(ProjectError, match=f"finite loss, got nan .* at step {broken}: .*{said}"):
+        train_encoder(config, modules, peft, network, new_encoder(), codec, tmp_path)
+    run = RunFolder(tmp_path, config)
+    assert [row["step"] for row in run.rows()] == list(range(1, broken))
+    state = run.load()
+    assert (None if state is None else state["step"]) == (broken - 1 or None)
+    assert state is None or all(tensor.isfinite().all() for tensor in state["encoder"].values())
+
+
 def test_a_run_of_other_settings_is_not_continued(host: object, codec: TileCodec, tmp_path: Path) -> None:
     modules = host_modules()
     train_encoder(replace(SHORT, steps=1), modules, peft, modules.new_wan(SPEC), new_encoder(), codec, tmp_path)
@@ -254,6 +271,11 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: P
         ({"size": "wide"}, "needs a size like 96x128"),
         ({"size": "48x64", "rate": "4x4x2"}, "pictures of at least 64x64, got 48x64"),
         ({"kept_frames": 7}, "films of at least 7 frames, got 6: 7 of them"),
+        (
+            {"low": "video", "branches": "high"},
+            "looks at latents or video, got 'video' for an encoder of branches 'high'",
+        ),
+        ({"low": "none"}, "looks at latents or video, got 'none'"),
         ({"cross_layers": 2, "branches": "patchifier"}, "Cross-attention reads the high-resolution branch"),
     ],
 )
@@ -328,6 +350,8 @@ def test_stage_two_takes_the_encoder_of_stage_one(branches: Branches, modulation
     first = replace(SHORT, branches=branches.value, modulation=modulation, **ours)
     spec = trained_spec(tiny_encoder_spec(first, SPEC.width), first)
     config = finetuning_of(spec, steps=3)
+    video = replace(spec, low=LowBranch.VIDEO if spec.low is LowBranch.LATENTS else spec.low)
+    assert tiny_encoder_spec(finetuning_of(video), SPEC.width).low is video.low
     assert tiny_encoder_spec(config, SPEC.width) == replace(spec, trained={})
     assert trained_spec(spec, config).trained.keys() > spec.trained.keys()
 

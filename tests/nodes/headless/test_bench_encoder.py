@@ -16,42 +16,58 @@ from training_side import TrainingNoise, training_network
 
 from longreel.memory.chunks import plan_chunks
 from longreel.memory.encoder import HighResolutionBranch, MemoryEncoder
-from longreel.memory.encoder_file import save_encoder
 from longreel.memory.training.clips import FilmClips
+from longreel.memory.training.encoder_chain import EncoderChain
 from longreel.memory.training.encoder_settings import EncoderStage, EncoderTraining, tiny_encoder_spec
 from longreel.memory.training.encoder_training import clean_batch, predict_beside_history, read_history
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.initialise import initialise_encoder
-from longreel.memory.training.lora import LORA_TARGETS, add_lora, save_lora
+from longreel.memory.training.lora import LORA_TARGETS, add_lora
 from longreel.memory.training.recall import recall_film, sampling_levels
 from longreel.memory.training.recall_policies import ENCODERS, REFERENCE, UNTRAINED, WHOLE, Cell, RecallBench
 from longreel.memory.training.recall_samples import Samples
+from longreel.memory.training.small_video_codec import SmallVideoCodec
 from longreel.memory.training.words import embed_text
 from longreel.nodes.headless import recall_command
 from longreel.nodes.headless.bench_encoder import encoded_models
 from longreel.nodes.headless.bench_recall import RecallRun, TinyModel, bench_settings, load_weights
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
-from longreel.nodes.headless.train_encoder import ENCODER_FILE, LORA_FILE
+from longreel.nodes.headless.encoder_files import save_encoders
 from longreel.nodes.host.build import TinyWanSpec, host_modules
 from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
 
 SPEC = TinyWanSpec(width=128, layers=2, ffn=256, seed=5)
 CHUNKS, SIZE = 5, 3
 TRAINING = EncoderTraining(stage=EncoderStage.FINETUNE.value, widths=(8, 16), lora_rank=4)
-TRAININGS = {"mine": TRAINING, "crossed": replace(TRAINING, cross_layers=SPEC.layers)}
+TRAININGS = {
+    "mine": TRAINING,
+    "crossed": replace(TRAINING, cross_layers=SPEC.layers),
+    "two": TRAINING,
+    "pictured": replace(TRAINING, low="video"),
+}
 
 
 @pytest.fixture(scope="module")
 def folder(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random tiny model, and beside it in `mine` and `crossed` random encoders with LoRAs that do something."""
+    """A random tiny model, and beside it in folders named after TRAININGS random encoders with LoRAs that do something."""
     folder = tmp_path_factory.mktemp("weights")
     save_weights(host_modules().new_wan(SPEC).state_dict(), folder, "wan")
     for name, config in TRAININGS.items():
         network, encoder = adapted(folder, config)
-        save_encoder(folder / name / ENCODER_FILE, encoder.spec, encoder.state_dict())
-        save_lora(folder / name / LORA_FILE, network)
+        save_encoders(folder / name, config, network, chained(encoder) if name == "two" else encoder)
     return folder
+
+
+def chained(first: MemoryEncoder) -> EncoderChain:
+    """The encoder, and a finer one beside it of the newest frames alone."""
+    generator = torch.Generator().manual_seed(2)
+    fine = MemoryEncoder(tiny_encoder_spec(replace(TRAINING, rate="2x2x1"), SPEC.width))
+    initialise_encoder(fine, generator)
+    assert isinstance(fine.high, HighResolutionBranch)
+    with torch.no_grad():
+        fine.high.project.weight.normal_(generator=generator)
+    return EncoderChain([first, fine], [None, 4])
 
 
 def adapted(folder: Path, config: EncoderTraining = TRAINING) -> tuple[Any, MemoryEncoder]:
@@ -85,9 +101,12 @@ def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path, r
     noise, plan = TrainingNoise(11), plan_chunks([1] * CHUNKS, SIZE)
     rows = {each.name: each for each in encoded_models({row: folder / row}, load_weights(folder, "wan"), SIZE)}
     made = {}
-    network, encoder = adapted(folder, TRAININGS[row])
+    network, first = adapted(folder, TRAININGS[row])
+    modules = host_modules()
+    small = SmallVideoCodec(model.vae.first_stage_model, modules.latent_mean, modules.latent_std, SIZE)
+    encoder = chained(first) if row == "two" else EncoderChain([first], [None], small)
     for name, window in ((row, 0), (f"{row} + window", 9)):
-        drawn = model.draw(rows[name].remembering(), plan, prompts, latents[:, :, :-SIZE], noise)
+        drawn = model.draw(rows[name].remembering(model.vae), plan, prompts, latents[:, :, :-SIZE], noise)
         history = read_history(host_modules(), network, encoder, clean_batch(TRAINING, clips, window))
         x = noise(None, 0, (1, 16, SIZE, 12, 16))
         with host_modules().training():
@@ -156,8 +175,7 @@ def test_hunyuanvideo_has_the_rows_that_need_no_training_and_those_of_its_own_en
     encoder, network = MemoryEncoder(tiny_encoder_spec(config, spec.width)), new_hunyuan(spec)
     initialise_encoder(encoder, torch.Generator().manual_seed(1))
     add_lora(peft, network, LORA_TARGETS["hunyuan"], config.lora_rank, seed=1)
-    save_encoder(tmp_path / "ours" / ENCODER_FILE, encoder.spec, encoder.state_dict())
-    save_lora(tmp_path / "ours" / LORA_FILE, network)
+    save_encoders(tmp_path / "ours", config, network, encoder)
     assert main([*command[:-4], "--policy", "ours", "--encoder", str(tmp_path / "ours")]) == 0
     assert "| ours | 24 |" in capsys.readouterr().out
 

@@ -22,6 +22,10 @@ from longreel.nodes.headless.cli import main
             ["--encoder", "gone"],
             "error: --encoder needs a folder with encoder.safetensors and encoder_lora.safetensors",
         ),
+        (
+            ["--encoder", "a/one", "--encoder", "b/one"],
+            "error: --encoder needs folders of different names, got one, one",
+        ),
         (["--cuts", "0"], "error: A film needs at least 1 chunk"),
         (["--history-frames", "1"], "error: Training a 2x2x2 encoder needs films of at least 4 frames, got 1"),
         (["--size", "small"], "error: A picture needs a size like 96x128"),
