@@ -112,11 +112,6 @@ class EncoderTraining:
                 f"Cross-attention reads the high-resolution branch, got an encoder of branches {self.branches!r}. Train both, or "
                 "leave cross-attention out."
             )
-        if LowBranch(self.low) is LowBranch.NONE or (self.low == LowBranch.VIDEO.value and not self.has_low):
-            raise ValueError(
-                f"A low-resolution branch looks at {LowBranch.LATENTS.value} or {LowBranch.VIDEO.value}, got {self.low!r} for an "
-                f"encoder of branches {self.branches!r}. Train both, or the low one."
-            )
         if self.family not in BASES:
             raise ValueError(
                 f"Training an encoder needs a family of {', '.join(BASES)}, got {self.family!r}. Name one."
@@ -125,6 +120,16 @@ class EncoderTraining:
             raise ValueError(
                 "An encoder's hidden states are read by the layers of a Wan alone, got cross-attention for the family "
                 f"{self.family}. Leave it out."
+            )
+        if LowBranch(self.low) is LowBranch.NONE or (self.low == LowBranch.VIDEO.value and not self.has_low):
+            raise ValueError(
+                f"A low-resolution branch looks at {LowBranch.LATENTS.value} or {LowBranch.VIDEO.value}, got {self.low!r} for an "
+                f"encoder of branches {self.branches!r}. Train both, or the low one."
+            )
+        if self.low == LowBranch.VIDEO.value and self.family != "wan":
+            raise ValueError(
+                "A smaller video is made of a film by the VAE of a Wan alone, before the film is finished, got the low branch "
+                f"{self.low!r} for the family {self.family}. Take {LowBranch.LATENTS.value}."
             )
         FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
         if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:

@@ -239,7 +239,8 @@ def new_pair(
     """The tiny model that ships, or that in the folder `weights`, without adapters, and a new encoder, or the one whose spec and
     weights are `start`.
 
-    `beside` are spec and weights of another, and how many frames it tells. Raises WorkflowError for an encoder or weights of another model.
+    `beside` are spec and weights of another, and how many frames it tells. Raises WorkflowError for an encoder or weights of
+    another model.
     """
     import torch
 
@@ -317,12 +318,12 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...
         check_beside(args)
         start, digests = first_encoder(args)
         common["start"] = " ".join([*known, digests])
-        _check_family(start[0], args.family)
+        _check_base("--encoder", start[0].base, args.family)
         config = finetuning_of(start[0], **common)
         starts: tuple[Any, ...] = (start,)
         if args.beside is not None:
             beside = (*read_encoder(args.beside), args.beside_frames)
-            _check_family(beside[0], args.family)
+            _check_base("--beside", beside[0].base, args.family)
             check_reach(beside[0], args.beside_frames)
             finetuning_of(beside[0], **common)  # refuses films that are too small for it
             config = replace(config, beside=beside_in_words(beside[0], args.beside_frames))
@@ -338,12 +339,13 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...
     return config, starts
 
 
-def _check_family(spec: EncoderSpec, family: Family) -> None:
+def _check_base(option: str, base: str, family: Family) -> None:
+    """Raises WorkflowError for an encoder that was made for the tiny model of another family."""
     from ...memory.training.encoder_settings import BASES
 
-    if spec.base in BASES.values() and spec.base != BASES[family]:
+    if base in BASES.values() and base != BASES[family]:
         raise WorkflowError(
-            f"--encoder needs an encoder for {BASES[family]}, got one made for {spec.base}. Name its --family."
+            f"{option} needs an encoder for {BASES[family]}, got one made for {base}. Name its --family."
         )
 
 

@@ -133,13 +133,17 @@ def test_an_encoder_of_smaller_videos_tells_what_it_tells_in_a_film_that_goes_on
     for chunk in latents[:, :, :10].split(3, dim=2):
         film.append(chunk, prompts[0])
     film.begin()
-    trained = read_history(host_modules(), network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0))
+    trained = read_history(
+        host_modules(), network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0)
+    )
     assert trained is not None
     assert film.current is not None
     assert relative_error(trained.tokens, film.current.tokens) < SAME_SUM
     assert torch.equal(trained.positions - torch.tensor([10.0, 0, 0]), film.current.positions)
     small.chunk_frames = 10
-    at_once = read_history(host_modules(), network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0))
+    at_once = read_history(
+        host_modules(), network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0)
+    )
     assert at_once is not None
     assert relative_error(at_once.tokens, trained.tokens) > NOT_ROUNDING
 

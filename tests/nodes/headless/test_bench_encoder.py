@@ -110,7 +110,7 @@ def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path, r
     encoder = chained(first) if row == "two" else EncoderChain([first], [None], small)
     for name, window in ((row, 0), (f"{row} + window", 9)):
         drawn = model.draw(rows[name].remembering(model.vae), plan, prompts, latents[:, :, :-SIZE], noise)
-        history = read_history(modules, network, encoder, clean_batch(TRAINING, clips, window))
+        history = read_history(host_modules(), network, encoder, clean_batch(TRAINING, clips, window))
         x = noise(None, 0, (1, 16, SIZE, 12, 16))
         with host_modules().training():
             for level, lower in pairwise(sampling_levels()):
@@ -175,7 +175,7 @@ def test_the_command_that_rows_are_told_with_asks_for_the_same_rows(encoder: str
     assert recall_command._recall_bench(again) == bench
 
 
-def test_hunyuanvideo_has_the_rows_that_need_no_training(
+def test_hunyuanvideo_has_the_rows_that_need_no_training_and_those_of_its_own_encoders(
     host: Host, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = TinyHunyuanSpec(width=128, double_layers=1, single_layers=1)
@@ -189,7 +189,14 @@ def test_hunyuanvideo_has_the_rows_that_need_no_training(
     assert WHOLE[0] in said
     assert "smaller frames 2x2x2" in said
     assert main([*command, "--encoder", str(folder / "mine")]) != 0
-    assert "--encoder needs the tiny Wan, got the tiny HunyuanVideo" in capsys.readouterr().err
+    assert "made for the tiny model that comes with LongReel" in capsys.readouterr().err
+    config = replace(TRAINING, family="hunyuan")
+    encoder, network = MemoryEncoder(tiny_encoder_spec(config, spec.width)), new_hunyuan(spec)
+    initialise_encoder(encoder, torch.Generator().manual_seed(1))
+    add_lora(peft, network, LORA_TARGETS["hunyuan"], config.lora_rank, seed=1)
+    save_encoders(tmp_path / "ours", config, network, encoder)
+    assert main([*command[:-4], "--policy", "ours", "--encoder", str(tmp_path / "ours")]) == 0
+    assert "| ours | 24 |" in capsys.readouterr().out
 
 
 def test_the_encoder_that_ships_brings_back_who_was_seen_once(host: Host) -> None:
