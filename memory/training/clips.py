@@ -94,17 +94,18 @@ def character_mask(film: Film, size: Size = OWN_SIZE) -> Tensor:
 
 
 class FilmClips(NamedTuple):
-    """Films as the model sees them: latents, where the character is, the last shot's prompt, and that of every frame."""
+    """Films as the model sees them: latents, where the character is, the last shot's prompt, that of every frame, and none."""
 
     latents: Tensor  # [B, 16, T, h, w]
     mask: Tensor  # [B, T, h, w]
     text: Tensor  # [B, W, 4096]
     prompts: list[list[Tensor]]  # B lists of T, each [W, 4096]; frames of a shot share theirs
+    no_prompt: Tensor | None = None  # [W, 4096], or None for that of the tiny model
 
     def later(self, first: int) -> FilmClips:
         """The films without their frames before `first`."""
         prompts = [film[first:] for film in self.prompts]
-        return FilmClips(self.latents[:, :, first:], self.mask[:, first:], self.text, prompts)
+        return self._replace(latents=self.latents[:, :, first:], mask=self.mask[:, first:], prompts=prompts)
 
 
 def film_clips(films: list[Film], codec: TileCodec, size: Size = OWN_SIZE) -> FilmClips:

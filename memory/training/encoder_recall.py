@@ -57,7 +57,7 @@ def measure_encoder_recall(
     found = returning_films(config, films)
     swaps = [swapped_name(film) for film in found]
     truths, others = ([last_truth(film) for film in list_] for list_ in (found, swaps))
-    device, clips = network.patch_embedding.weight.device, film_clips(found, codec)
+    device, clips = next(network.parameters()).device, film_clips(found, codec)
     batch, newest = (clean_batch(config, clips, window).to(device) for window in (0, WINDOW))
     beside = newest._replace(history=newest.history[:, :, :0])
     swapped_text = torch.cat([embed_text(film.shots[-1].prompt) for film in swaps]).to(device)
@@ -71,12 +71,12 @@ def measure_encoder_recall(
         ]
 
     with modules.training():
-        tokens = read_history(network, encoder, batch)
+        tokens = read_history(modules, network, encoder, batch)
         assert tokens is not None
         own = drawn(tokens, batch.text, truths)
         swapped = drawn(tokens, swapped_text, others)
         other = drawn(tokens._replace(tokens=tokens.tokens.roll(1, dims=0)), batch.text, truths)
-        window = drawn(read_history(network, encoder, beside), batch.text, truths)
+        window = drawn(read_history(modules, network, encoder, beside), batch.text, truths)
     return EncoderRecall(
         _mean([score.identity_cosine for score in own]),
         _mean([score.who_is_it for score in own]),

@@ -7,10 +7,16 @@ from enum import Enum
 from typing import Any
 
 from ..encoder_spec import EncoderSpec, LowBranch, Modulation, Rate
+from .encoder_family import Family
 from .storyworld import OWN_SIZE, SIZE_STEP, USUAL_PACE, FilmSettings, Size
 
 FINETUNE_SHIFT = 8.0
 """Only frames of much noise need history; a returning character is decided there."""
+BASES: dict[Family, str] = {
+    "wan": "the tiny model that comes with LongReel",
+    "hunyuan": "the tiny HunyuanVideo that comes with LongReel",
+}
+"""The tiny model of each family, as an encoder's file names it."""
 LONGEST_SHOT = 5
 """Latent frames of a cartoon's shot at most."""
 
@@ -43,10 +49,10 @@ class EncoderTraining:
     times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
     they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what
     training starts from, `films` what is seen; cartoons have shots of at most `longest_shot` frames and move at `pace` times the
-    usual. `processes` train at once, each on `clips` films of its own a step. `cross_layers` is how many layers of the model read the
-    encoder's hidden states, or 0. `beside` says in words which encoder is trained beside this one, if any.
-    `low` is what the low-resolution branch looks at: smaller latents, or the latents of a smaller video, for films that go on by
-    `segment_frames`.
+    usual. `family` is that of the model, of `BASES`. `processes` train at once, each on `clips` films of its own a step. `cross_layers` is how many layers of the model read the
+    encoder's hidden states, or 0. `model` names a large one, which computes in `dtype`; tiny ones have no name. `beside` says in words
+    which encoder is trained beside this one, if any. `low` is what the low-resolution branch looks at: smaller latents, or the latents
+    of a smaller video, for films that go on by `segment_frames`.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
@@ -79,6 +85,9 @@ class EncoderTraining:
     cross_layers: int = 0
     beside: str = ""
     low: str = LowBranch.LATENTS.value
+    family: Family = "wan"
+    model: str = ""
+    dtype: str = "fp32"
 
     def __post_init__(self) -> None:
         _ = EncoderStage(self.stage), Branches(self.branches), Modulation(self.modulation)
@@ -94,6 +103,10 @@ class EncoderTraining:
                 f"got {self.steps}, {self.clips}, {self.lora_rank}, {self.save_every}, {self.warm_up} and "
                 f"{self.segment_frames}. Raise the one that is too small."
             )
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(
+                f"Training an encoder needs a learning rate above 0 and of at most 1, got {self.learning_rate}. Take 0.0001."
+            )
         if self.cross_layers and self.branches not in (Branches.BOTH.value, Branches.HIGH.value):
             raise ValueError(
                 f"Cross-attention reads the high-resolution branch, got an encoder of branches {self.branches!r}. Train both, or "
@@ -103,6 +116,20 @@ class EncoderTraining:
             raise ValueError(
                 f"A low-resolution branch looks at {LowBranch.LATENTS.value} or {LowBranch.VIDEO.value}, got {self.low!r} for an "
                 f"encoder of branches {self.branches!r}. Train both, or the low one."
+            )
+        if self.low == LowBranch.VIDEO.value and (self.family != "wan" or self.model):
+            raise ValueError(
+                f"A smaller video is made by the VAE of the tiny Wan alone, got low {self.low!r} for {self.model or BASES[self.family]}. "
+                "Take an encoder of smaller latents."
+            )
+        if self.family not in BASES:
+            raise ValueError(
+                f"Training an encoder needs a family of {', '.join(BASES)}, got {self.family!r}. Name one."
+            )
+        if self.cross_layers and self.family != "wan":
+            raise ValueError(
+                "An encoder's hidden states are read by the layers of a Wan alone, got cross-attention for the family "
+                f"{self.family}. Leave it out."
             )
         FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
         if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:
@@ -136,7 +163,7 @@ def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:
         own_prompts=config.own_prompts,
         proportional=config.proportional,
         cross_layers=config.cross_layers,
-        base="the tiny model that comes with LongReel",
+        base=BASES[config.family],
     )
 
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ..encoded_history import History
 from ..encoder_spec import PATCH
 from ..whole_file import ProjectError
-from .causal import TRAIN_TIMESTEPS
 from .clips import FilmClips, TileCodec, film_clips
 from .encoder_chain import Encoders, Piece, joined, tellers_of, told_by
 from .encoder_settings import EncoderStage, EncoderTraining
@@ -90,11 +89,12 @@ def encoder_films(config: EncoderTraining, step: int, first_seed: int = 0, seeds
 
 
 def films_of(
-    config: EncoderTraining, codec: TileCodec, videos: VideoFilms | None, number: int, unseen: bool = False
+    config: EncoderTraining, codec: TileCodec | None, videos: VideoFilms | None, number: int, unseen: bool = False
 ) -> FilmClips:
-    """The films of a step, drawn, or out of `videos`; `unseen` are those that no training sees."""
+    """The films of a step, drawn, which takes a `codec`, or out of `videos`; `unseen` are those that no training sees."""
     if videos is not None:
         return videos.clips(config.clips, config.seed, number, unseen)
+    assert codec is not None
     seeds = (FIRST_TEST_SEED, TEST_SEEDS) if unseen else (0, FIRST_TEST_SEED)
     return film_clips(encoder_films(config, number, *seeds), codec, Size.parse(config.size))
 
@@ -119,7 +119,7 @@ def encoder_batch(config: EncoderTraining, clips: FilmClips, step: int) -> Encod
 
 def clean_batch(config: EncoderTraining, clips: FilmClips, window: int) -> EncoderBatch:
     """The last segment of these films, to be made beside all that was before and `window` newest frames whole."""
-    latents, mask, text, prompts = clips
+    latents, mask, text, prompts, _ = clips
     first = latents.shape[2] - config.segment_frames
     frames = torch.arange(first, latents.shape[2], dtype=torch.float32)
     newest = latents[:, :, max(0, first - window) : first]
@@ -128,25 +128,25 @@ def clean_batch(config: EncoderTraining, clips: FilmClips, window: int) -> Encod
 
 def _marked_frames(config: EncoderTraining, clips: FilmClips, generator: torch.Generator) -> EncoderBatch:
     """Some frames are clean and to be made, under no prompt; the others are noise to different degrees."""
-    latents, mask, text, prompts = clips
+    latents, mask, text, prompts, nothing = clips
     total = latents.shape[2]
     kept = torch.randperm(total, generator=generator)[: config.kept_frames].sort().values
     levels = noise_levels((len(latents), total), config.shift, generator, FAINTEST)
     levels[:, kept] = 0.0
     level = levels[:, None, :, None, None]
     history = latents * (1 - level) + torch.randn(latents.shape, generator=generator) * level
-    no_prompt = embed_text("").expand(len(text), -1, -1)
+    no_prompt = (embed_text("") if nothing is None else nothing[None]).expand(len(text), -1, -1)
     none = latents[:, :, :0]
     return EncoderBatch(history, latents[:, :, kept], kept.float(), mask[:, kept], no_prompt, none, prompts)
 
 
-def read_history(network: Any, encoder: Encoders, batch: EncoderBatch) -> History | None:
+def read_history(modules: Any, network: Any, encoder: Encoders, batch: EncoderBatch) -> History | None:
     """What the model reads of the film: the encoders' tokens, and the window's frames as its own; None where there is nothing."""
-    tellers = tellers_of(encoder)
-    told = [told_by(teller, batch.history, network.patch_embedding) for teller in tellers]
+    tellers, embed = tellers_of(encoder), modules.family.embedding(network)
+    told = [told_by(teller, batch.history, embed) for teller in tellers]
     pieces = [piece for piece in told if piece is not None]
     if batch.window.shape[2]:
-        tokens = network.patch_embedding(batch.window).flatten(2).transpose(1, 2)
+        tokens = embed(batch.window).flatten(2).transpose(1, 2)
         rows, columns = (torch.arange(count // PATCH, dtype=torch.float32) for count in batch.window.shape[3:])
         newest = batch.target_frames[0] + torch.arange(-batch.window.shape[2], 0)
         places = torch.cartesian_prod(newest, rows, columns)
@@ -158,8 +158,7 @@ def predict_beside_history(
     modules: Any, network: Any, history: History | None, x: Tensor, levels: Tensor, text: Tensor
 ) -> Tensor:
     """The model's flow for frames `x` `[B, 16, t, h, w]` at noise `levels` `[B]`, beside a history or without one."""
-    options = {} if history is None else modules.with_history(network, history, {})
-    flow: Tensor = network(x, levels * TRAIN_TIMESTEPS, text, transformer_options=options)
+    flow: Tensor = modules.family.flow(network, history, x, levels, text)
     return flow
 
 
@@ -182,7 +181,7 @@ def encoder_loss(
     levels = levels.to(batch.target)
     level = levels[:, None, None, None, None]
     x = batch.target * (1 - level) + noise * level
-    history = read_history(network, encoder, batch)
+    history = read_history(modules, network, encoder, batch)
     flow = predict_beside_history(modules, network, history, x, levels, batch.text)
     weight = 1 + (config.character_weight - 1) * batch.mask
     error = (flow - (noise - batch.target)).square().mean(1)
@@ -207,7 +206,7 @@ def train_encoder(
     peft: Any,
     network: nn.Module,
     encoder: Encoders,
-    codec: TileCodec,
+    codec: TileCodec | None,
     out: Path,
     tell: Callable[[dict[str, float]], None] = lambda row: None,
     lora: dict[str, Tensor] | None = None,
@@ -216,15 +215,15 @@ def train_encoder(
 ) -> None:
     """Train `encoder` and a new LoRA on `network` in place, or continue the run in `out`.
 
-    `modules` and `network` come from `nodes/host/build.py::host_modules`, `peft` is the package; `tell` gets every line of the log,
-    `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
+    `modules` and `network` come from `nodes/host/build_hunyuan.py::modules_of`, `peft` is the package; `tell` gets every line of the log, `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
     give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full, the run in
     `out` has other settings or the loss is no longer finite; the last checkpoint stays whole.
     """
     run = RunFolder(out, config, processes.leads)
     network.to(processes.device)
     encoder.to(processes.device)
-    parameters = [*encoder.requires_grad_().parameters(), *add_lora(peft, network, config.lora_rank, config.seed)]
+    adapters = add_lora(peft, network, modules.family.lora_targets, config.lora_rank, config.seed)
+    parameters = [*encoder.requires_grad_().parameters(), *adapters]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     if lora is not None:
         load_lora_state(network, lora)

@@ -12,23 +12,30 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..whole_file import explained, whole_file
+from .encoder_family import Family
 
-TARGETS = r"blocks\.\d+\.((self_attn|cross_attn)\.(q|k|v|o)|ffn\.(0|2))"
-"""Every matrix of every layer of a Wan model."""
+LORA_TARGETS: dict[Family, str] = {
+    "wan": r"blocks\.\d+\.((self_attn|cross_attn)\.(q|k|v|o)|ffn\.(0|2))",
+    "hunyuan": r"(double|single)_blocks\.\d+\.(.*\.)?(qkv|proj|linear1|linear2|(img|txt)_mlp\.(0|2))",
+}
+"""Every matrix of every layer of a family's models, but for those that make shifts and gates."""
 _ADAPTER = "default"
 
 
-def add_lora(peft: Any, network: nn.Module, rank: int, seed: int) -> list[nn.Parameter]:
-    """Freeze `network`, put new adapters on it that change nothing yet, and give their parameters.
+def add_lora(peft: Any, network: nn.Module, targets: str, rank: int, seed: int) -> list[nn.Parameter]:
+    """Freeze `network`, put new adapters of float32 that change nothing yet on its `targets`, and give their parameters.
 
     `peft` is the package, handed over because it takes seconds to import and is there for training alone.
     """
     network.requires_grad_(False)
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=TARGETS, bias="none")
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets, bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+    adapters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in adapters:
+        parameter.data = parameter.data.float()  # peft gives them the type of the matrix
+    return adapters
 
 
 def lora_state(network: nn.Module) -> dict[str, Tensor]:
@@ -40,11 +47,11 @@ def lora_state(network: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def check_lora(network: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless `state` holds adapters of this rank for every matrix of `network`, which has none yet."""
+def check_lora(network: nn.Module, targets: str, rank: int, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless `state` holds adapters of this rank for every one of the `targets` of `network`, which has none yet."""
     needed: dict[str, tuple[int, ...]] = {}
     for name, part in network.named_modules():
-        if isinstance(part, nn.Linear) and re.fullmatch(TARGETS, name):
+        if isinstance(part, nn.Linear) and re.fullmatch(targets, name):
             needed[f"diffusion_model.{name}.lora_A.weight"] = (rank, part.in_features)
             needed[f"diffusion_model.{name}.lora_B.weight"] = (part.out_features, rank)
     for name, shape in needed.items():

@@ -74,19 +74,19 @@ def ask_films(
     if config.stage != EncoderStage.PRETRAIN.value:
         raise ValueError(f"Retrieval needs the settings of stage I, got {config.stage}. Measure a pretrained encoder.")
     config = replace(config, clips=max(2, config.clips))
-    device = network.patch_embedding.weight.device
+    device = next(network.parameters()).device
     asked = []
     with modules.training():
         for number in range(batches):
             clips = films_of(config, codec, videos, number, unseen=True)
             marked = encoder_batch(config, clips, number).to(device)
-            whole = read_history(network, encoder, marked._replace(history=clips.latents.to(device)))
+            whole = read_history(modules, network, encoder, marked._replace(history=clips.latents.to(device)))
             assert whole is not None
             other: History | None = whole._replace(tokens=whole.tokens.roll(1, dims=0))
             if videos is not None:  # whose films of a batch may be neighbours
                 latents, _ = videos.others(config.clips, config.seed, number)
-                other = read_history(network, encoder, marked._replace(history=latents.to(device)))
-            histories: list[History | None] = [read_history(network, encoder, marked), whole, other, None]
+                other = read_history(modules, network, encoder, marked._replace(history=latents.to(device)))
+            histories: list[History | None] = [read_history(modules, network, encoder, marked), whole, other, None]
             noise = torch.randn(
                 marked.target.shape, generator=generator_for(config.seed, "retrieval noise", number)
             ).to(device)

@@ -16,22 +16,25 @@ from torch import Tensor
 
 from ..whole_file import explained, whole_file
 from .clips import FilmClips
+from .prompts import Prompts, TinyPrompts
 from .storyworld import FPS, FRAME_STRIDE, Size
 from .videos import CaptionedVideo, read_video
-from .words import embed_text, split_words
 
 LATENTS = "latents"
 HELD_OUT = 0.2
 """The last part of every video that no training sees, and at least one stretch."""
+LEFT_OUT_EVERY = 10
+"""Of videos that are too short for that so many make one that no training sees."""
 
 
 class VideoLatents(NamedTuple):
-    """A video as latents, and the caption of each frame."""
+    """A video as latents, which stay in their file until they are used, and the caption of each frame."""
 
     name: str
-    digest: str  # of file, captions, size and VAE
-    latents: Tensor  # [16, T, h, w], normalised
+    digest: str  # of file, captions, size, rate and VAE
+    latents: Tensor  # [C, T, h, w], normalised
     prompts: list[str]
+    fps: int = FPS
 
 
 def encode_videos(
@@ -41,17 +44,18 @@ def encode_videos(
     vae: str,
     out: Path,
     tell: Callable[[str], None] = lambda name: None,
+    fps: int = FPS,
 ) -> list[VideoLatents]:
     """The latents of these videos: those that lie in `out/latents`, or made now and kept there.
 
-    `encode` makes normalised latents `[1, 16, T, h, w]` of a video `[1, 3, 4 (T - 1) + 1, H, W]` in -1..1, `vae` names its
-    weights, `tell` hears of every video that has to be encoded. Raises ValueError for a file that is no video, ProjectError
+    `encode` makes normalised latents `[1, C, T, h, w]` of a video `[1, 3, 4 (T - 1) + 1, H, W]` in -1..1, `fps` of them a
+    second, `vae` names its weights, `tell` hears of every video that has to be encoded. Raises ValueError for a file that is no video, ProjectError
     where the disk refuses.
     """
     folder = out / LATENTS
     with explained(f"make the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    return [_encoded(video, size, encode, vae, folder, tell) for video in videos]
+    return [_encoded(video, size, encode, vae, folder, tell, fps) for video in videos]
 
 
 def _encoded(
@@ -61,8 +65,9 @@ def _encoded(
     vae: str,
     folder: Path,
     tell: Callable[[str], None],
+    fps: int,
 ) -> VideoLatents:
-    digest = hashlib.sha256(f"{size} {FPS} {vae} ".encode())
+    digest = hashlib.sha256(f"{size} {fps} {vae} ".encode())
     with explained(f"read {video.path}"), video.path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
@@ -71,15 +76,16 @@ def _encoded(
     if latents is None:
         tell(video.path.name)
         with torch.inference_mode():
-            latents = encode(read_video(video.path, size)[None])[0].clone()
+            made = encode(read_video(video.path, size, fps)[None])[0]
         with whole_file(kept) as part:
-            save_file({LATENTS: latents.contiguous()}, part)
+            save_file({LATENTS: made.contiguous()}, part)
+        latents = load_file(kept)[LATENTS]
     digest.update(json.dumps(video.captions).encode())
-    return VideoLatents(video.path.name, digest.hexdigest()[:16], latents, video.prompts(latents.shape[1]))
+    return VideoLatents(video.path.name, digest.hexdigest()[:16], latents, video.prompts(latents.shape[1], fps), fps)
 
 
 def _kept(path: Path) -> Tensor | None:
-    """The latents in this file, or None where it is missing or broken."""
+    """The latents in this file, mapped and not read, or None where it is missing or broken."""
     if not path.is_file():
         return None
     try:
@@ -88,49 +94,55 @@ def _kept(path: Path) -> Tensor | None:
         return None
 
 
-def _held_out(total: int, frames: int) -> int:
-    """How many of all latent frames of a video no training on stretches of `frames` sees."""
-    return max(frames, int(HELD_OUT * total))
+def _trained_on(totals: Sequence[int], frames: int) -> list[int]:
+    """Of videos of so many latent frames, how many of each a training on stretches of `frames` sees, from its beginning.
+
+    A video that is too short for a stretch to train on and another to measure on is seen whole, or not at all.
+    """
+    short = [number for number, total in enumerate(totals) if total < 2 * frames]
+    left_out = set(short[LEFT_OUT_EVERY - 1 :: LEFT_OUT_EVERY] or (short[-1:] if len(short) == len(totals) else []))
+    seen = [total if total < 2 * frames else total - max(frames, int(HELD_OUT * total)) for total in totals]
+    return [0 if number in left_out else count for number, count in enumerate(seen)]
 
 
 class VideoFilms:
-    """Stretches of `frames` latent frames out of videos; the end of every video is kept for measuring.
+    """Stretches of `frames` latent frames out of videos; the end of every video is kept for measuring, of short ones every tenth.
 
-    Raises ValueError for a video that is too short for a stretch to train on and another to measure on.
+    `prompts` turns captions into words. Raises ValueError for a video that is too short for a stretch, and for a single one that is too
+    short for a stretch to train on and another to measure on.
     """
 
-    def __init__(self, videos: Sequence[VideoLatents], frames: int) -> None:
+    def __init__(self, videos: Sequence[VideoLatents], frames: int, prompts: Prompts | None = None) -> None:
         self.frames = frames
+        self._words: Prompts = prompts or TinyPrompts()
         for video in videos:
-            if len(video.prompts) < 2 * frames:
-                needed, got = ((FRAME_STRIDE * (count - 1) + 1) / FPS for count in (2 * frames, len(video.prompts)))
-                raise ValueError(
-                    f"{video.name} needs to be at least {needed:.1f} s long, for {frames} latent frames to train on and as "
-                    f"many to measure on, got {got:.1f} s. Take it away, or give fewer --history-frames."
+            if len(video.prompts) < (frames if len(videos) > 1 else 2 * frames):
+                least, both, got = (
+                    (FRAME_STRIDE * (count - 1) + 1) / video.fps for count in (frames, 2 * frames, len(video.prompts))
                 )
-        self._prompts = [self._embedded(video) for video in videos]
+                raise ValueError(
+                    f"{video.name} needs to be at least {both:.1f} s long, for {frames} latent frames to train on and as many to "
+                    f"measure on, or {least:.1f} s beside others, got {got:.1f} s. Take it away, or give fewer --history-frames."
+                )
+        self._prompts = [video.prompts for video in videos]
+        self._counts = {prompt: self._words.count(prompt) for video in videos for prompt in set(video.prompts)}
         self._latents = [video.latents for video in videos]
+        self._seen = _trained_on([latents.shape[1] for latents in self._latents], frames)
         digest = hashlib.sha256(" ".join(video.digest for video in videos).encode()).hexdigest()[:16]
         self.name = f"{len(videos)} {'video' if len(videos) == 1 else 'videos'} {digest}"
-        self._words = [[len(split_words(prompt)) for prompt in video.prompts] for video in videos]
-
-    @staticmethod
-    def _embedded(video: VideoLatents) -> list[Tensor]:
-        known = {prompt: embed_text(prompt)[0] for prompt in set(video.prompts)}
-        return [known[prompt] for prompt in video.prompts]
 
     def seen_in(self, frames: int) -> bool:
         """Whether a training on stretches of so many frames of these videos saw a part of what is measured here."""
         totals = [latents.shape[1] for latents in self._latents]
-        return any(_held_out(total, frames) < _held_out(total, self.frames) for total in totals)
+        there = _trained_on(totals, frames)
+        return any(more > seen for more, seen in zip(there, self._seen, strict=True))
 
     def _places(self, held_out: bool) -> list[tuple[int, int]]:
         """Every video and first frame of a stretch."""
         places = []
-        for number, latents in enumerate(self._latents):
-            total = latents.shape[1]
-            end = total - _held_out(total, self.frames)
-            starts = range(end, total - self.frames + 1) if held_out else range(end - self.frames + 1)
+        for number, (latents, seen) in enumerate(zip(self._latents, self._seen, strict=True)):
+            last = latents.shape[1] - self.frames
+            starts = range(seen, last + 1) if held_out else range(seen - self.frames + 1)
             places += [(number, start) for start in starts]
         return places
 
@@ -138,7 +150,11 @@ class VideoFilms:
         """So many random stretches, whose last captions have equally many words, so that none has to be padded."""
         latents, prompts = self._cut(self._chosen(count, seed, step, held_out))
         return FilmClips(
-            latents, torch.zeros(latents[:, 0].shape), torch.stack([film[-1] for film in prompts]), prompts
+            latents,
+            torch.zeros(latents[:, 0].shape),
+            torch.stack([film[-1] for film in prompts]),
+            prompts,
+            self._words.words(""),
         )
 
     def others(self, count: int, seed: int, step: int) -> tuple[Tensor, list[list[Tensor]]]:
@@ -162,9 +178,11 @@ class VideoFilms:
         return [first, *rng.choices(alike, k=count - 1)]
 
     def _cut(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, list[list[Tensor]]]:
-        latents = torch.stack([self._latents[video][:, start : start + self.frames] for video, start in places])
-        return latents, [self._prompts[video][start : start + self.frames] for video, start in places]
+        latents = torch.stack([self._latents[video][:, start : start + self.frames] for video, start in places]).float()
+        said = [self._prompts[video][start : start + self.frames] for video, start in places]
+        words = {prompt: self._words.words(prompt) for prompt in {prompt for film in said for prompt in film}}
+        return latents, [[words[prompt] for prompt in film] for film in said]
 
     def _last_words(self, place: tuple[int, int]) -> int:
         video, start = place
-        return self._words[video][start + self.frames - 1]
+        return self._counts[self._prompts[video][start + self.frames - 1]]

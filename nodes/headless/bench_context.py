@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ...memory.encoded_history import HistoryConfig
 from ...memory.encoder import MemoryEncoder
 from ...memory.encoder_spec import EncoderSpec, Rate
+from ...memory.training.lora import LORA_TARGETS
 from ..host.build import host_modules
-from .large_models import BF16, LORA_TARGETS, META, LargeModel
+from .large_models import BF16, META, LargeModel
 
 SECONDS = (20, 60, 120)
 SEGMENT_FRAMES, WINDOW_FRAMES = 8, HistoryConfig().window_frames

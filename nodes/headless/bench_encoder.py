@@ -18,10 +18,12 @@ from ...memory.encoded_history import HistoryConfig
 from ...memory.encoder_file import read_spec
 from ...memory.encoder_spec import EncoderSpec, Rate, smaller_frames
 from ...memory.history_session import Reading
+from ...memory.training.encoder_family import Family
+from ...memory.training.encoder_settings import BASES
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import UNTRAINED, WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
-from ..host.build import ENCODER_LORA, TINY_ENCODER, Family, build_tiny_reader, build_tiny_wan
+from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_reader, build_tiny_wan
 from ..host.build_hunyuan import build_tiny_hunyuan
 from ..host.encoder_check import reads_once
 from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder
@@ -89,7 +91,7 @@ def encoded_models(
 
     None in place of a folder is the encoder that ships.
 
-    Raises ValueError for a folder without an encoder, or with one of another model; `train encoder` makes them for Wan alone.
+    Raises ValueError for a folder without an encoder, or with one of another model; those of the tiny HunyuanVideo have no rows yet.
     """
     if folders and family != "wan":
         raise ValueError("--encoder needs the tiny Wan, got the tiny HunyuanVideo. Leave --family or --encoder out.")
@@ -112,6 +114,8 @@ def encoded_models(
             )
         width = int(base.model.diffusion_model.dim)
         for path, spec, _ in files:
+            if spec.base == BASES["hunyuan"]:
+                raise ValueError(f"{path} is for {BASES['hunyuan']}. Take one trained for the tiny Wan.")
             if spec.width != width:
                 raise ValueError(f"{path} is of width {spec.width}, the model of {width}. Take one trained for it.")
         adapted, loaded = build_tiny_reader(weights, lora), _loaded(files)

@@ -21,6 +21,7 @@ from ...memory.gates import GateForm
 from ...memory.presets import GATED_PRESETS
 from ...memory.rollout import FinishedChunk
 from ...memory.session import RunSession
+from ...memory.training.encoder_family import Family
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.linear_codec import drop_silent_branches
 from ...memory.training.recall import SAMPLING_STEPS, recall_film, sampling_levels, swapped_name
@@ -32,7 +33,6 @@ from ...memory.training.storyworld import Film, Look, Shot, render_shot
 from ...memory.training.tiny_vae import FIRST_TEST_SEED
 from ..host.attach import adapter_for, attach_memory
 from ..host.build import (
-    Family,
     build_tiny_vae,
     build_tiny_wan,
     gated_weights,

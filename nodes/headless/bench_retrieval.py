@@ -145,6 +145,7 @@ def _plans(args: argparse.Namespace, source: dict[str, Any]) -> list[tuple[Reade
 def _reader(folder: Path | None) -> Reader:
     """The encoder in this folder, or the one that ships."""
     from ...memory.encoder_file import read_spec
+    from ...memory.training.encoder_settings import BASES
     from ..host.build import ENCODER_LORA, TINY_ENCODER, TinyWanSpec
 
     encoders = encoders_in(folder) if folder else [EncoderOnDisk(TINY_ENCODER, read_spec(TINY_ENCODER))]
@@ -156,6 +157,10 @@ def _reader(folder: Path | None) -> Reader:
         )
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*(path for path, *_ in encoders), lora)))
     for path, spec, _ in encoders:
+        if spec.base == BASES["hunyuan"]:
+            raise WorkflowError(
+                f"{path} is for {spec.base}, whose frames are asked for at the end of its training alone."
+            )
         if spec.width != TinyWanSpec().width:
             raise WorkflowError(
                 f"{path} is for a model of width {spec.width}, the tiny model has {TinyWanSpec().width}."

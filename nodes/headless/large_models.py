@@ -19,19 +19,13 @@ from torch import Tensor, nn
 
 from ...memory.chunks import PICTURES_PER_FRAME
 from ...memory.encoder_spec import PATCH
-from ...memory.training.lora import TARGETS
-from ..host.build import Family
+from ...memory.training.encoder_family import Family
 from ..host.build_hunyuan import CLIP_WIDTH, MLP_RATIO, TEXT_WIDTH
 from ..host.keys import OVERRIDE
 
 META, BF16 = torch.device("meta"), torch.bfloat16
 WORDS: dict[Family, int] = {"wan": 512, "hunyuan": 256}
 """Words of a prompt: Wan's text is filled up to so many, HunyuanVideo's is cut there."""
-LORA_TARGETS: dict[Family, str] = {
-    "wan": TARGETS,
-    "hunyuan": r"(double|single)_blocks\.\d+\.(.*\.)?(qkv|proj|linear1|linear2|(img|txt)_mlp\.(0|2))",
-}
-"""Every matrix of every layer, but for those that make shifts and gates."""
 
 
 @dataclass(frozen=True, slots=True)

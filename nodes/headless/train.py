@@ -76,11 +76,11 @@ def run_tiny(args: argparse.Namespace) -> int:
     from ...memory.training.export import save_weights
     from ...memory.training.run_folder import RunFolder
     from ...memory.training.tiny_training import train_tiny
-    from ..host.build import host_modules, read_shards
-    from ..host.build_hunyuan import hunyuan_modules
+    from ..host.build import read_shards
+    from ..host.build_hunyuan import modules_of
 
     RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
-    modules = host_modules() if args.family == "wan" else hunyuan_modules()
+    modules = modules_of(args.family)
     codec = tiny_codec(modules, args.out)
     model, predict = _new_model(args.family, args.seed)
     if args.weights is not None:
@@ -148,7 +148,7 @@ def _config(args: argparse.Namespace) -> TinyTraining:
 
     start = "seeded" if args.family == "wan" else f"seeded {args.family}"
     if args.weights is not None:
-        start = _weights_hash(args.weights, args.family)
+        start = weights_hash(args.weights, args.family)
     steps = STEPS[args.family] if args.steps is None else args.steps
     stages = STAGES if args.family == "wan" else HUNYUAN_STAGES
     try:
@@ -164,7 +164,7 @@ def _gate_config(args: argparse.Namespace) -> GateTraining:
         raise WorkflowError(f"Gates are there for --family {FAMILIES[0]}, got {args.family}. Leave one of the two out.")
     if args.quick:
         raise WorkflowError("--quick is for a whole model. Leave it out with --gates, or give fewer --steps.")
-    start = "shipped" if args.weights is None else _weights_hash(args.weights)
+    start = "shipped" if args.weights is None else weights_hash(args.weights)
     steps = GATE_STEPS if args.steps is None else args.steps
     try:
         return GateTraining(form=args.gates, steps=steps, seed=args.seed, start=start)
@@ -172,8 +172,8 @@ def _gate_config(args: argparse.Namespace) -> GateTraining:
         raise WorkflowError(str(error)) from error
 
 
-def _weights_hash(folder: Path, family: str = FAMILIES[0]) -> str:
-    """Sixteen digits that stand for the network in a folder; WorkflowError where there is none."""
+def weights_hash(folder: Path, family: str = FAMILIES[0]) -> str:
+    """Sixteen digits that stand for the network of this family in a folder; WorkflowError where there is none."""
     shards = sorted(folder.glob(f"tiny_{family}*.safetensors"))
     if not shards:
         raise WorkflowError(

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .boot import DEVICES, boot_host
-from .encoder_files import (
-    ENCODER_FILE,
-    LORA_FILE,
-    add_beside,
-    check_beside,
-    check_reach,
-    save_encoders,
-    with_small_videos,
-)
+from .encoder_files import ENCODER_FILE, LORA_FILE, save_encoders, with_small_videos
+from .encoder_starts import Start, add_beside, finetuning_from, started, starts_of
 from .launched import launched
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
-from .train_films import OWN_SIZE, add_history, add_source, captioned_videos, source_settings, video_films
+from .train_films import (
+    HISTORY_FRAMES,
+    OWN_SIZE,
+    add_history,
+    add_source,
+    captioned_videos,
+    source_settings,
+    video_films,
+)
+from .train_large import add_large, large_files, run_large
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
-    from ...memory.encoder import MemoryEncoder
     from ...memory.training.encoder_chain import Encoders
+    from ...memory.training.encoder_family import Family
     from ...memory.training.encoder_settings import EncoderTraining
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
 RETRIEVAL_FILE, RECALL_FILE, CONTINUATION_FILE = "retrieval.json", "recall.json", "continuation.json"
-BRANCHES = ("both", "high", "low", "patchifier")
 CLIPS = 6
+TINY = {"clips": CLIPS, "size": OWN_SIZE, "history_frames": HISTORY_FRAMES, "rate": "2x2x2"}
+"""What is usual beside the tiny model."""
+BRANCHES = ("both", "high", "low", "patchifier")
+FAMILIES = {"wan": "Wan", "hunyuan": "HunyuanVideo"}
 TELL_EVERY = 25
 
 
 def add_encoder(models: Any) -> Any:
     """`longreel train encoder pretrain` and `finetune`; gives the place for more."""
-    encoder = models.add_parser("encoder", help="a memory encoder for the tiny model, on cartoons made as it goes")
+    encoder = models.add_parser(
+        "encoder", help="a memory encoder, for the tiny model on cartoons made as it goes, or for a Wan of yours"
+    )
     stages = encoder.add_subparsers(metavar="STAGE", required=True)
     pretrain = stages.add_parser("pretrain", help="stage I: any frame of a film must come back from its tokens")
     finetune = stages.add_parser("finetune", help="stage II: the film goes on beside its tokens")
@@ -87,10 +94,20 @@ def add_encoder(models: Any) -> Any:
         )
         parser.add_argument("--clips", type=int, default=CLIPS, help=f"films a step (default: {CLIPS})")
         parser.add_argument("--seed", type=int, default=0, help="other films and another encoder (default: 0)")
+        parser.add_argument(
+            "--family", choices=FAMILIES, default="wan", help="which tiny model it is trained beside (default: wan)"
+        )
+        parser.add_argument(
+            "--weights",
+            type=Path,
+            metavar="FOLDER",
+            help="that model's weights, as `longreel train tiny --family` wrote them (default: those that ship)",
+        )
         add_source(parser)
         add_history(parser)
         add_device(parser)
-        parser.set_defaults(train=run_encoder, stage=stage)
+        add_large(parser)
+        parser.set_defaults(train=run_encoder, stage=stage, **dict.fromkeys((*TINY, "steps")), device=None)
     return stages
 
 
@@ -109,9 +126,14 @@ def run_encoder(args: argparse.Namespace) -> int:
 
     Raises WorkflowError for bad arguments before anything is loaded, ProjectError for a folder that cannot be used.
     """
+    if (large := large_files(args)) is not None:
+        return run_large(args, large)
+    for name, usual in {**TINY, "steps": STEPS[args.stage], "device": "cpu"}.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, usual)
     config, starts = _settings(args)
     captioned = captioned_videos(args.videos)
-    prepare(args.out, args.device)
+    prepare(args.out, args.device, config.family, args.weights)
     import peft
 
     from ...memory.training.continuation import measure_continuation
@@ -119,15 +141,15 @@ def run_encoder(args: argparse.Namespace) -> int:
     from ...memory.training.encoder_training import train_encoder
     from ...memory.training.retrieval import ask_films, mean_retrieval
     from ...memory.training.run_folder import RunFolder
-    from ..host.build import host_modules
+    from ..host.build_hunyuan import modules_of
     from .train import tiny_codec
 
-    modules, processes = host_modules(), launched(args.device)
+    modules, processes = modules_of(config.family), launched(args.device)
     config = replace(config, processes=processes.count)
-    network, encoder = new_pair(config, *starts)
-    lora = _lora(args, config, network)  # refuses another model's before the slow part
+    network, encoder = new_pair(config, starts, args.weights)
+    lora = lora_of(args, config, network, modules.family.lora_targets)  # refuses another model's before the slow part
     with processes.one_first():
-        videos = video_films(captioned, config.size, config.film_frames, modules, args.out)
+        videos = video_films(captioned, config.size, config.film_frames, modules, args.out, config.family)
         config = config if videos is None else replace(config, films=videos.name)
         RunFolder(args.out, config, processes.leads).load()  # refuses a run of other settings before the slow part
         codec = tiny_codec(modules, args.out)
@@ -156,7 +178,7 @@ def run_encoder(args: argparse.Namespace) -> int:
             "nothing."
         )
         print(
-            f"Stage II:  longreel train encoder finetune --encoder {args.out / ENCODER_FILE} --lora {args.out / LORA_FILE} "
+            f"Stage II:  longreel train encoder finetune --family {config.family} --encoder {args.out / ENCODER_FILE} --lora {args.out / LORA_FILE} "
             "--out ANOTHER_FOLDER"
         )
         return 0
@@ -179,58 +201,64 @@ def run_encoder(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(out: Path, device: str) -> None:
+def prepare(out: Path, device: str, family: Family = "wan", weights: Path | None = None) -> None:
     """Whether there is all that training needs, and the host. Raises WorkflowError where something is missing."""
+    ready(out, device)
+    from ..host.build import shipped_weights
+
+    if weights is None and shipped_weights(family) is None:
+        raise WorkflowError(
+            f"Training an encoder needs the weights of the tiny {FAMILIES[family]}, got none in memory/weights. Train it with "
+            f"`longreel train tiny --family {family}` and name its folder with --weights."
+        )
+
+
+def ready(out: Path, device: str) -> None:
+    """The folder and the host. Raises WorkflowError where something is missing."""
     if importlib.util.find_spec("peft") is None:
         raise WorkflowError('Training an encoder needs the package peft, got none. Run `pip install -e ".[train]"`.')
     check_folder(out)
     set_logging(verbose=False)
     boot_host(device)
-    from ..host.build import shipped_weights
-
-    if shipped_weights("wan") is None:
-        raise WorkflowError("Training an encoder needs the weights of the tiny Wan, got none in memory/weights.")
 
 
-def new_pair(config: EncoderTraining, start: Any = None, beside: Any = None) -> tuple[Any, Encoders]:
-    """The tiny model that ships, without adapters, and a new encoder, or the one whose spec and weights are `start`.
+def new_pair(
+    config: EncoderTraining, starts: Sequence[Start] = (), weights: Path | None = None
+) -> tuple[Any, Encoders]:
+    """The tiny model that ships, or that in the folder `weights`, without adapters, and a new encoder, or those that `starts` are.
 
-    `beside` are spec and weights of another, and how many frames it tells. Raises WorkflowError for an encoder of another model.
+    Raises WorkflowError for an encoder or weights of another model.
     """
     import torch
 
     from ...memory.encoder import MemoryEncoder
-    from ...memory.training.encoder_chain import EncoderChain
     from ...memory.training.encoder_settings import tiny_encoder_spec
     from ...memory.training.initialise import initialise_encoder
-    from ..host.build import TinyWanSpec, host_modules, shipped_weights
+    from ..host.build import WEIGHTS_FOLDER, TinyWanSpec, host_modules, read_shards
+    from ..host.build_hunyuan import TinyHunyuanSpec, modules_of, new_hunyuan
     from .train import LAYERS
 
-    spec = TinyWanSpec(layers=LAYERS)
-    network: Any = host_modules().new_wan(spec)
-    network.load_state_dict(shipped_weights("wan"))
-    if start is None:
-        encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width))
-        initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), network.patch_embedding)
-        return network, encoder
-    first = _known_encoder("--encoder", start, spec.width)
-    if beside is None:
-        return network, first
-    return network, EncoderChain([first, _known_encoder("--beside", beside[:2], spec.width)], [None, beside[2]])
-
-
-def _known_encoder(option: str, start: Any, width: int) -> MemoryEncoder:
-    from ...memory.encoder import MemoryEncoder
-
-    spec, weights = start
-    if spec.width != width:
+    spec = TinyWanSpec(layers=LAYERS) if config.family == "wan" else TinyHunyuanSpec(guidance=False)
+    network: Any = host_modules().new_wan(spec) if isinstance(spec, TinyWanSpec) else new_hunyuan(spec)
+    try:
+        network.load_state_dict(read_shards(weights or WEIGHTS_FOLDER, config.family))
+    except RuntimeError as error:
         raise WorkflowError(
-            f"{option} needs an encoder for the tiny model, of width {width}, got one of width {spec.width}. Take one that "
-            "`longreel train encoder pretrain` wrote."
-        )
-    encoder = MemoryEncoder(spec)
-    encoder.load_state_dict(weights)
-    return encoder
+            f"--weights needs the weights of a tiny {FAMILIES[config.family]} as `longreel train tiny` makes it, got others in "
+            f"{weights}: {str(error).splitlines()[1].strip()}"
+        ) from error
+    for start in starts:
+        if start.spec.width != spec.width:
+            raise WorkflowError(
+                f"{start.option} needs an encoder for the tiny model, of width {spec.width}, got one of width {start.spec.width}. "
+                "Take one that `longreel train encoder pretrain` wrote."
+            )
+    if starts:
+        return network, started(starts)
+    encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width))
+    embedding = modules_of(config.family).family.embedding(network)
+    initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), embedding)
+    return network, encoder
 
 
 def write_json(path: Path, found: Any) -> None:
@@ -240,16 +268,15 @@ def write_json(path: Path, found: Any) -> None:
         part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...]]:
-    """The training, and spec and weights of the encoder that it starts from and of the one beside it, if any."""
-    from ...memory.encoder_file import read_encoder
-    from ...memory.training.encoder_chain import beside_in_words
+def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, list[Start]]:
+    """The training, and the encoders that it starts from, if any."""
     from ...memory.training.encoder_recall import CHARACTERS
-    from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
-    from .train import LAYERS
+    from ...memory.training.encoder_settings import BASES, EncoderTraining
+    from .train import LAYERS, weights_hash
 
-    common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames")}
+    common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames", "family")}
     common |= source_settings(args)
+    known = [] if args.weights is None else [weights_hash(args.weights, args.family)]
     if args.stage == "finetune" and args.videos is None and args.size != OWN_SIZE:
         raise WorkflowError(
             f"--size needs --videos in stage II, got {args.size} for cartoons: who comes back is judged in pictures of "
@@ -259,25 +286,16 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...
         if args.stage == "pretrain":
             given = {name: getattr(args, name) for name in ("rate", "branches", "low", "modulation")}
             given |= {"own_prompts": not args.one_prompt, "proportional": not args.counts_once}
-            return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), ()
-        check_beside(args)
-        files = {"--encoder": args.encoder, "--beside": args.beside, "--lora": args.lora}
-        for name, file in files.items():
-            if file is not None and not file.is_file():
+            given |= {"start": known[0]} if known else {}
+            return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), []
+        starts, digests = starts_of(args)
+        for start in starts:
+            base = start.spec.base
+            if base in BASES.values() and base != BASES[args.family]:
                 raise WorkflowError(
-                    f"{name} needs a file that `longreel train encoder pretrain` wrote, got {file}. Train one first."
+                    f"{start.option} needs an encoder for {BASES[args.family]}, got one made for {base}. Name its --family."
                 )
-        start = read_encoder(args.encoder)
-        known = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
-        common["start"] = " ".join(known)
-        config = finetuning_of(start[0], **common)
-        starts: tuple[Any, ...] = (start,)
-        if args.beside is not None:
-            beside = (*read_encoder(args.beside), args.beside_frames)
-            check_reach(beside[0], args.beside_frames)
-            finetuning_of(beside[0], **common)  # refuses films that are too small for it
-            config = replace(config, beside=beside_in_words(beside[0], args.beside_frames))
-            starts = (start, beside)
+        config = finetuning_from(starts, **common, start=" ".join([*known, digests]))
     except ValueError as error:
         raise WorkflowError(str(error)) from error
     shortest = CHARACTERS * config.segment_frames
@@ -289,7 +307,7 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...
     return config, starts
 
 
-def _lora(args: argparse.Namespace, config: EncoderTraining, network: Any) -> Any:
+def lora_of(args: argparse.Namespace, config: EncoderTraining, network: Any, targets: str) -> Any:
     """The adapters that stage II goes on with, or None for new ones. Raises WorkflowError for those of another model."""
     if getattr(args, "lora", None) is None:
         return None
@@ -300,7 +318,7 @@ def _lora(args: argparse.Namespace, config: EncoderTraining, network: Any) -> An
 
     try:
         lora = load_file(args.lora)
-        check_lora(network, config.lora_rank, lora)
+        check_lora(network, targets, config.lora_rank, lora)
     except SafetensorError as error:
         raise WorkflowError(f"--lora needs the {LORA_FILE} of stage I, got {args.lora}: '{error}'.") from error
     except ValueError as error:

@@ -11,6 +11,7 @@ from .workflow import WorkflowError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...memory.training.encoder_family import Family
     from ...memory.training.video_films import VideoFilms
     from ...memory.training.videos import CaptionedVideo
 
@@ -62,18 +63,21 @@ def source_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def captioned_videos(source: str | None) -> list[CaptionedVideo]:
-    """The videos that the user named, or none. Raises WorkflowError for captions that are missing."""
+def captioned_videos(source: str | None, any_words: bool = False) -> list[CaptionedVideo]:
+    """The videos that the user named, or none; large models read `any_words`. Raises WorkflowError for captions that are missing."""
     from ...memory.training.videos import find_videos
 
     try:
-        return find_videos(source) if source is not None else []
+        return find_videos(source, any_words) if source is not None else []
     except ValueError as error:
         raise WorkflowError(str(error)) from error
 
 
-def video_films(videos: list[CaptionedVideo], size: str, frames: int, modules: Any, out: Path) -> VideoFilms | None:
-    """Stretches of so many latent frames of these videos, None without any; what the VAE makes of them is kept in `out`.
+def video_films(
+    videos: list[CaptionedVideo], size: str, frames: int, modules: Any, out: Path, family: Family = "wan"
+) -> VideoFilms | None:
+    """Stretches of so many latent frames of these videos, None without any; what the VAE makes of them is kept in `out`, normalised
+    for the family.
 
     Raises WorkflowError for a video that cannot be read or is too short. Call it after `boot_host`.
     """
@@ -90,7 +94,7 @@ def video_films(videos: list[CaptionedVideo], size: str, frames: int, modules: A
         latents: Tensor = (vae.encode(video) - modules.latent_mean) / modules.latent_std
         return latents
 
-    fingerprint = weights_fingerprint(vae.state_dict())
+    fingerprint = weights_fingerprint(vae.state_dict()) + ("" if family == "wan" else f" {family}")
     try:
         made = encode_videos(videos, Size.parse(size), encode, fingerprint, out, lambda name: print(f"encoding {name}"))
         return VideoFilms(made, frames)

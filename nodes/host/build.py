@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import comfy.latent_formats
 import comfy.model_management
@@ -20,19 +20,17 @@ from comfy.ldm.wan.vae import WanVAE
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ...memory.encoded_history import History
 from ...memory.gates import GateForm, find_gates, gate_keys
 from ...memory.training.eight_bit import out_of_eight_bits
+from ...memory.training.encoder_family import EncoderFamily, Family
 from ...memory.training.initialise import initialise_vae, initialise_wan
 from .gates import bring_gates
 from .wan import time_channels
-from .wan_history import with_history
+from .wan_training import TrainedWan
 
 HEAD_SIZE = 128
 """The host's detection of Wan models divides the width by this to get the number of heads."""
 LATENT_CHANNELS = 16
-Family: TypeAlias = Literal["wan", "hunyuan"]
-"""Networks of which there are tiny ones, as their files are named."""
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "memory" / "weights"
 ENCODERS_FOLDER = WEIGHTS_FOLDER / "encoders"
 """Where the tiny memory encoder lies alone, because an artist chooses among all files of this folder."""
@@ -78,7 +76,7 @@ class HostModules(NamedTuple):
     latent_std: Tensor  # [1, 16, 1, 1, 1]
     training: Callable[[], Any]
     time_channels: Callable[[int], int]
-    with_history: Callable[[Any, History, dict[str, Any]], dict[str, Any]]
+    family: EncoderFamily
 
 
 def _new_wan(spec: TinyWanSpec) -> nn.Module:
@@ -129,7 +127,7 @@ def host_modules() -> HostModules:
     """Host classes at tiny size with seeded weights, the Wan latent statistics and the host's training switch."""
     latents = comfy.latent_formats.Wan21()
     return HostModules(
-        _new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training, time_channels, with_history
+        _new_wan, _new_vae, latents.latents_mean, latents.latents_std, _training, time_channels, TrainedWan()
     )
 
 

@@ -14,8 +14,10 @@ from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from ...memory.training.encoder_family import Family
 from ...memory.training.initialise import initialise_hunyuan
 from .build import HEAD_SIZE, LATENT_CHANNELS, HostModules, host_modules
+from .hunyuan_training import TrainedHunyuan
 
 CLIP_WIDTH, TEXT_WIDTH, MLP_RATIO = 768, 4096, 4.0
 FLAT = ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -86,10 +88,16 @@ def _training() -> Iterator[None]:
 
 
 def hunyuan_modules() -> HostModules:
-    """What training needs from the host: HunyuanVideo's latent statistics, and a switch that lets it be trained."""
+    """What training needs from the host for HunyuanVideo: its latent statistics, how it reads history, and a switch that lets it be
+    trained."""
     modules, scale = host_modules(), comfy.latent_formats.HunyuanVideo().scale_factor
     mean, std = torch.zeros_like(modules.latent_mean), torch.full_like(modules.latent_std, 1 / scale)
-    return modules._replace(latent_mean=mean, latent_std=std, training=_training)
+    return modules._replace(latent_mean=mean, latent_std=std, training=_training, family=TrainedHunyuan())
+
+
+def modules_of(family: Family) -> HostModules:
+    """What training needs from the host for this family."""
+    return host_modules() if family == "wan" else hunyuan_modules()
 
 
 def build_tiny_hunyuan(

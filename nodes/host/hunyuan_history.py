@@ -130,11 +130,15 @@ def anchored(history: History, frames: int) -> History:
     """`history` and `frames` being made at the times of a clip that the model knows.
 
     Words stand at time 0, where a clip begins, so there history begins, too: but the frames being made never end farther from the
-    words than in a clip of the trained length, and what is older than fits lies before 0.
+    words than in a clip of the trained length, and what is older than fits lies before 0. Where they have times of their own these are
+    kept apart from each other and from history as they are.
     """
-    shift = min(math.ceil(-float(history.positions[..., 0].min())), max(0, TRAINED_FRAMES - frames))
-    later = torch.tensor([float(shift), 0.0, 0.0])
-    return history._replace(positions=history.positions + later, target_frames=torch.arange(frames) + float(shift))
+    made = torch.arange(frames, dtype=torch.float32) if history.target_frames is None else history.target_frames
+    first, last = float(made.min()), float(made.max())
+    oldest = float(history.positions[..., 0].min())
+    shift = min(math.ceil(first - oldest), max(0, TRAINED_FRAMES - 1 - int(last - first))) - first
+    later = torch.tensor([shift, 0.0, 0.0])
+    return history._replace(positions=history.positions + later, target_frames=made + shift)
 
 
 def with_history(network: Any, history: History, options: dict[str, Any], call: Call) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_what_is_read_in_training_lies_where_it_lies_in_a_film(host: object, cod
     for later in range(7):
         shorter = FilmClips(clips.latents[:1], clips.mask[:1], clips.text[:1], clips.prompts[:1]).later(later)
         batch = clean_batch(config, shorter, window=2)
-        trained = read_history(network, encoder, batch)
+        trained = read_history(host_modules(), network, encoder, batch)
         made = EncodedHistory(
             [FilmEncoder(encoder.spec, None, lambda latents: encoder(latents, network.patch_embedding))],
             2,
@@ -309,12 +309,12 @@ def test_what_was_exported_is_in_the_host_what_it_was_in_training(
     levels = torch.full((len(batch.target),), 0.7)
     with torch.no_grad():
         with modules.training():
-            history = read_history(network, encoder, batch)
+            history = read_history(host_modules(), network, encoder, batch)
             assert history is not None
             trained = predict_beside_history(modules, network, history, batch.target, levels, batch.text)
             plain = predict_beside_history(modules, network, None, batch.target, levels, batch.text)
         inside = patched.model.diffusion_model
-        again = read_history(inside, reading, batch)
+        again = read_history(modules, inside, reading, batch)
         assert again is not None
         options = with_history(inside, again, {})
         exported = inside(batch.target, levels * 1000, batch.text, transformer_options=options)
@@ -330,16 +330,16 @@ def test_a_new_lora_changes_nothing_and_is_drawn_from_its_seed(host: object, cod
         torch.manual_seed(5)
         following = torch.rand(1)
         torch.manual_seed(5)
-        add_lora(peft, network, 4, seed=1)
+        add_lora(peft, network, modules.family.lora_targets, 4, seed=1)
         assert torch.equal(torch.rand(1), following)
         assert torch.equal(encoder_loss(modules, network, encoder, batch, SHORT, 0), before)
     other = modules.new_wan(SPEC)
-    check_lora(other, 4, lora_state(network))
+    check_lora(other, modules.family.lora_targets, 4, lora_state(network))
     with pytest.raises(
         ValueError, match=r"lora_A.weight needs to be \[8, 128\] in a LoRA of rank 8 .*, got \[4, 128\]"
     ):
-        check_lora(other, 8, lora_state(network))
-    add_lora(peft, other, 4, seed=1)
+        check_lora(other, modules.family.lora_targets, 8, lora_state(network))
+    add_lora(peft, other, modules.family.lora_targets, 4, seed=1)
     assert all(torch.equal(lora_state(other)[name], tensor) for name, tensor in lora_state(network).items())
 
 

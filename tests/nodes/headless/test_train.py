@@ -12,10 +12,12 @@ import torch
 from encoder_runs import new_encoder
 
 from longreel.memory.encoder_file import read_encoder, save_encoder
+from longreel.memory.training.export import save_weights
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
 from longreel.nodes.headless.train import LAYERS
 from longreel.nodes.host.build import ENCODER_LORA, TINY_ENCODER
+from longreel.nodes.host.build_hunyuan import TinyHunyuanSpec, new_hunyuan
 
 
 @pytest.mark.parametrize(
@@ -147,15 +149,60 @@ def test_stage_two_refuses_cartoons_that_it_could_not_make_or_measure(
     assert not list(tmp_path.iterdir())
 
 
+def noise_video(folder: Path, captions: str = "") -> Path:
+    """A folder with a video of 61 pictures of 48x32, and captions if there are any."""
+    from longreel.memory.film import write_segment
+
+    folder.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 255, (61, 32, 48, 3), dtype=np.uint8)
+    write_segment(folder / "noise.mp4", pictures, 16)
+    if captions:
+        (folder / "noise.txt").write_text(captions, encoding="utf-8")
+    return folder
+
+
+def test_an_encoder_for_hunyuanvideo_goes_through_both_stages(
+    tmp_path: Path, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From weights as `train tiny` writes them, and what does not fit them is refused."""
+    save_weights(new_hunyuan(TinyHunyuanSpec(guidance=False)).state_dict(), tmp_path / "weights", "hunyuan")
+    save_weights(new_hunyuan(TinyHunyuanSpec(width=128)).state_dict(), tmp_path / "narrow", "hunyuan")
+    given = ["--steps", "1", "--clips", "1", "--history-frames", "4", "--size", "32x48"]
+    given += ["--videos", str(noise_video(tmp_path / "videos", "0:00 a storm\n0:01 a storm of snow"))]
+
+    def run(stage: str, out: str, *more: str, family: str = "hunyuan", weights: str = "weights") -> int:
+        folders = ["--out", str(tmp_path / out), "--weights", str(tmp_path / weights)]
+        return main(["train", "encoder", stage, "--family", family, *folders, *given, *more])
+
+    assert run("pretrain", "one", weights="narrow") == 1
+    assert (
+        "error: --weights needs the weights of a tiny HunyuanVideo as `longreel train tiny`" in capsys.readouterr().err
+    )
+    assert run("pretrain", "one", weights=".") == 1
+    assert "error: --weights needs a folder with tiny_hunyuan*.safetensors" in capsys.readouterr().err
+    assert run("pretrain", "one", "--cross-attention") == 1
+    assert "got cross-attention for the family hunyuan" in capsys.readouterr().err
+    assert run("pretrain", "one") == 0
+    assert "finetune --family hunyuan --encoder" in capsys.readouterr().out
+    encoder = ["--encoder", str(tmp_path / "one" / "encoder.safetensors")]
+    spec, _ = read_encoder(tmp_path / "one" / "encoder.safetensors")
+    assert spec.base == "the tiny HunyuanVideo that comes with LongReel"
+    assert main(["train", "encoder", "finetune", *encoder, "--out", str(tmp_path / "two"), *given]) == 1
+    assert (
+        "error: --encoder needs an encoder for the tiny model that comes with LongReel, got one"
+        in capsys.readouterr().err
+    )
+    assert main(["bench", "retrieval", "--encoder", str(tmp_path / "one")]) == 1
+    assert "is for the tiny HunyuanVideo that comes with LongReel" in capsys.readouterr().err
+    lora = ["--lora", str(tmp_path / "one" / "encoder_lora.safetensors")]
+    assert run("finetune", "two", *encoder, *lora) == 0
+    assert (tmp_path / "two" / "continuation.json").is_file()
+
+
 def test_an_encoder_learns_from_a_folder_of_videos_in_both_stages(
     tmp_path: Path, host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from longreel.memory.film import write_segment
-
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    pictures = np.random.default_rng(0).integers(0, 255, (61, 32, 48, 3), dtype=np.uint8)
-    write_segment(videos / "noise.mp4", pictures, 16)
+    videos = noise_video(tmp_path / "videos")
     train = ["train", "encoder"]
     source = ["--videos", str(videos), "--size", "32x48", "--steps", "1", "--clips", "1", "--history-frames", "4"]
     one, two = tmp_path / "one", tmp_path / "two"
