@@ -74,7 +74,7 @@ class KeptPrompts:
     def count(self, prompt: str) -> int:
         """See `Prompts`."""
         with safe_open(self._path(prompt), framework="pt") as file:
-            return int(file.metadata()[_COUNT])
+            return int((file.metadata() or {})[_COUNT])
 
     def words(self, prompt: str) -> Tensor:
         """See `Prompts`."""

@@ -13,7 +13,7 @@ from .encoder_files import save_encoders
 from .encoder_starts import Start, finetuning_from, started, starts_of
 from .launched import launched
 from .render import INTERRUPTED_EXIT
-from .train_films import captioned_videos
+from .train_films import captioned_videos, source_settings
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
@@ -93,8 +93,11 @@ def large_files(args: argparse.Namespace) -> LargeFiles | None:
             raise WorkflowError(f"{name} needs a file of that model, got {file}, which is not there. Check its name.")
     if args.videos is None:
         raise WorkflowError("A large model learns from --videos FOLDER, got none: cartoons are for the tiny one.")
-    if args.weights is not None:
-        raise WorkflowError("--weights is for the tiny model, got --model, too. Leave one of them out.")
+    if args.weights is not None or args.family != "wan":
+        raise WorkflowError(
+            "--weights and --family are for tiny models, got --model, too, which says what it is. Leave one of them out."
+        )
+    source_settings(args)  # refuses what is for cartoons
     return LargeFiles(args.model, args.vae, args.text_encoder)
 
 

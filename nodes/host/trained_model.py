@@ -241,7 +241,7 @@ class ModelVae:
 
     def encode(self, video: Tensor) -> Tensor:
         """`[1, 3, 4 (T - 1) + 1, H, W]` in -1..1 to normalised latents `[1, C, T, h, w]` of 16 bits, as the model takes them."""
-        made = self._vae.encode(video[0].movedim(0, -1).add(1).div(2))
+        made = self._vae.encode(video[0].movedim(0, -1).add(1).div_(2))
         latents: Tensor = self._model.shell.process_latent_in(made)
         return latents.half()
 

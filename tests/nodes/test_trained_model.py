@@ -71,6 +71,7 @@ SHAPE = [
 ]
 CONFIG = EncoderTraining(history_frames=4, kept_frames=2, segment_frames=2, lora_rank=RANK, size="64x64", rate="4x4x2")
 FILE = "encoder.safetensors"
+WHOLE = ("--model", "here", "--vae", "here", "--text-encoder", "here")
 
 
 def small_encoder(channels: int = 16, cross_layers: int = 0) -> MemoryEncoder:
@@ -340,7 +341,10 @@ def test_files_of_another_kind_are_one_clear_error(host: object, tmp_path: Path)
             ["--model", "gone", "--vae", "here", "--text-encoder", "here"],
             "--model needs a file of that model, got gone",
         ),
-        (["--model", "here", "--vae", "here", "--text-encoder", "here"], "A large model learns from --videos FOLDER"),
+        ([*WHOLE], "A large model learns from --videos FOLDER"),
+        ([*WHOLE, "--videos", "here", "--cuts", "1"], "--cuts and --motion are for cartoons"),
+        ([*WHOLE, "--videos", "here", "--family", "hunyuan"], "--weights and --family are for tiny models"),
+        ([*WHOLE, "--videos", "here"], "--videos needs a folder with videos"),
     ],
 )
 def test_a_large_model_is_asked_for_whole_before_anything_is_loaded(
