@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -68,16 +68,21 @@ def write_segment(path: Path, pictures: Pictures, fps: float | Fraction, *, crf:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # Without B pictures packets are shown in the order they are stored, so joining only has to shift times. One
-        # thread: the encoder's choices depend on how many there are.
+        # thread, here and for colours: the same pictures have to give the same bytes on every machine.
         stream.options = {"crf": str(crf), "bf": "0", "preset": "medium"}
         codec = stream.codec_context
         codec.thread_count = 1
         codec.time_base = 1 / rate
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
         codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        colours = VideoReformatter()
         for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            frame = colours.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                threads=1,
             )
             frame.pts, frame.time_base = number, 1 / rate
             _mux(container, stream.encode(frame))
