@@ -24,18 +24,21 @@ class EncoderOnDisk(NamedTuple):
 def encoders_in(folder: Path) -> list[EncoderOnDisk]:
     """The encoders that a training left here, in the order in which a film reads them; none where there is no encoder.
 
-    Raises ValueError for a file that is none.
+    One beside the first counts only where the first says that it was trained so: it may be left of an earlier training. Raises
+    ValueError for a file that is no encoder.
     """
     from ...memory.encoder_file import read_spec
-    from ...memory.training.encoder_chain import REACH
+    from ...memory.training.encoder_chain import BESIDE, REACH
 
-    found = []
-    for path in (folder / ENCODER_FILE, folder / BESIDE_FILE):
-        if path.is_file():
-            spec = read_spec(path)
-            reach = spec.trained.get(REACH)
-            found.append(EncoderOnDisk(path, spec, reach if type(reach) is int and reach > 0 else None))
-    return found if found and found[0].path.name == ENCODER_FILE else []
+    first, second = folder / ENCODER_FILE, folder / BESIDE_FILE
+    if not first.is_file():
+        return []
+    found = [EncoderOnDisk(first, read_spec(first))]
+    if BESIDE in found[0].spec.trained and second.is_file():
+        spec = read_spec(second)
+        reach = spec.trained.get(REACH)
+        found.append(EncoderOnDisk(second, spec, reach if type(reach) is int and reach > 0 else None))
+    return found
 
 
 def read_encoders(files: list[EncoderOnDisk]) -> Encoders:

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoder_runs import new_encoder
+from encoder_runs import SHORT, new_encoder
 
 from longreel.memory.encoder_file import read_encoder, save_encoder
 from longreel.memory.encoder_spec import LowBranch
 from longreel.memory.film import write_segment
+from longreel.memory.training.encoder_chain import EncoderChain, trained_specs
 from longreel.nodes.headless.boot import Host
 from longreel.nodes.headless.cli import main
+from longreel.nodes.headless.encoder_files import BESIDE_FILE, ENCODER_FILE, encoders_in
 from longreel.nodes.host.build import TINY_ENCODER
 
 FINETUNE = ["train", "encoder", "finetune", "--encoder", str(TINY_ENCODER)]
@@ -81,6 +83,18 @@ def test_an_encoder_that_looks_at_a_smaller_video_goes_through_both_stages(host:
     assert again.low is LowBranch.VIDEO
     assert not torch.equal(weights["high.project.weight"], learned["high.project.weight"])
     assert read_encoder(two / "encoder_beside.safetensors")[0].low is LowBranch.LATENTS
+
+
+def test_an_encoder_that_is_left_of_an_earlier_training_is_not_taken_for_one_beside(host: Host, tmp_path: Path) -> None:
+    first, second = new_encoder(), new_encoder()
+    specs = trained_specs(EncoderChain([first, second], [None, 4]), SHORT)
+    for name, spec in zip((ENCODER_FILE, BESIDE_FILE), specs, strict=True):
+        save_encoder(tmp_path / name, spec, first.state_dict())
+    assert [file.longest_frames for file in encoders_in(tmp_path)] == [None, 4]
+    save_encoder(tmp_path / ENCODER_FILE, trained_specs(first, SHORT)[0], first.state_dict())
+    assert [file.path.name for file in encoders_in(tmp_path)] == [ENCODER_FILE]
+    (tmp_path / ENCODER_FILE).unlink()
+    assert encoders_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(
