@@ -6,6 +6,9 @@ from torch import Tensor
 
 # One forward in float32: the same products in another order of summation.
 FORWARD_ERROR = 1e-5
+# A derivative against a central difference of step 1e-4 in float64, where parts of the host stay in float32: its rounding over
+# the step, of a loss near 1 and a derivative near 0.05.
+SLOPE_ERROR = 1e-3
 # A difference in one forward that cannot be rounding: ten times the largest that is taken for it.
 NOT_ROUNDING = 1e-4
 # A rollout feeds each chunk's rounding into the next ones.

@@ -117,11 +117,6 @@ class EncoderTraining:
                 f"A low-resolution branch looks at {LowBranch.LATENTS.value} or {LowBranch.VIDEO.value}, got {self.low!r} for an "
                 f"encoder of branches {self.branches!r}. Train both, or the low one."
             )
-        if self.low == LowBranch.VIDEO.value and (self.family != "wan" or self.model):
-            raise ValueError(
-                f"A smaller video is made by the VAE of the tiny Wan alone, got low {self.low!r} for {self.model or BASES[self.family]}. "
-                "Take an encoder of smaller latents."
-            )
         if self.family not in BASES:
             raise ValueError(
                 f"Training an encoder needs a family of {', '.join(BASES)}, got {self.family!r}. Name one."
@@ -130,6 +125,11 @@ class EncoderTraining:
             raise ValueError(
                 "An encoder's hidden states are read by the layers of a Wan alone, got cross-attention for the family "
                 f"{self.family}. Leave it out."
+            )
+        if self.low == LowBranch.VIDEO.value and (self.family != "wan" or self.model):
+            raise ValueError(
+                f"A smaller video is made by the VAE of the tiny Wan alone, got low {self.low!r} for {self.model or BASES[self.family]}. "
+                "Take an encoder of smaller latents."
             )
         FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
         if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:

@@ -215,7 +215,8 @@ def train_encoder(
 ) -> None:
     """Train `encoder` and a new LoRA on `network` in place, or continue the run in `out`.
 
-    `modules` and `network` come from `nodes/host/build_hunyuan.py::modules_of`, `peft` is the package; `tell` gets every line of the log, `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
+    `modules` and `network` come from `nodes/host/build_hunyuan.py::modules_of`, `peft` is the package; `tell` gets every line of the log,
+    `lora` are adapters to begin with in place of new ones, `videos` what is seen in place of cartoons, `processes` train together. The same settings
     give the same weights whether or not the run was interrupted. Raises ProjectError when the disk is full, the run in
     `out` has other settings or the loss is no longer finite; the last checkpoint stays whole.
     """

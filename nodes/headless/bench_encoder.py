@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from ...memory.training.encoder_settings import BASES
 from ...memory.training.export import weights_fingerprint
 from ...memory.training.recall_policies import UNTRAINED, WHOLE, WINDOW_CHUNKS, encoder_policies
 from ...memory.training.storyworld import FPS, FRAME_STRIDE
-from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_reader, build_tiny_wan
+from ..host.build import ENCODER_LORA, TINY_ENCODER, build_tiny_wan, with_lora
 from ..host.build_hunyuan import build_tiny_hunyuan
 from ..host.encoder_check import reads_once
-from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, load_encoder
+from ..host.encoder_model import LoadedEncoder, attach_encoder, encoder_of, family_of, load_encoder
 from .encoder_files import ENCODER_FILE, LORA_FILE, EncoderOnDisk, encoders_in
 
 FRAMES_PER_SECOND = FPS // FRAME_STRIDE
@@ -67,7 +68,8 @@ class EncodedModel:
 
 
 def _cost(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, int]) -> dict[str, float]:
-    module, spec = encoder.patcher.model, encoder.spec
+    module, spec, network = encoder.patcher.model, encoder.spec, model.model.diffusion_model
+    embed = partial(family_of(model, encoder).embed, network, dtype=torch.float32)
     latents = torch.randn(1, spec.channels, _TIMED_FRAMES, *size, generator=torch.Generator().manual_seed(0))
     low = None
     if isinstance(spec, EncoderSpec) and spec.looks_at_pictures:
@@ -76,7 +78,7 @@ def _cost(model: ModelPatcher, encoder: LoadedEncoder, size: tuple[int, int]) ->
     with torch.inference_mode():
         for _ in range(_TIMED):
             started = time.perf_counter()
-            tokens: Tensor = module(latents, model.model.diffusion_model.patch_embedding, low)
+            tokens: Tensor = module(latents, embed, low)
             seconds.append(time.perf_counter() - started)
     film = _TIMED_FRAMES / FRAMES_PER_SECOND
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
@@ -89,12 +91,10 @@ def encoded_models(
 ) -> tuple[EncodedModel, ...]:
     """The rows of encoders that `longreel train encoder` left in `folders`, by name, and those without training.
 
-    None in place of a folder is the encoder that ships.
+    None in place of a folder is the encoder that ships, for Wan.
 
-    Raises ValueError for a folder without an encoder, or with one of another model; those of the tiny HunyuanVideo have no rows yet.
+    Raises ValueError for a folder without an encoder, or with one of another model.
     """
-    if folders and family != "wan":
-        raise ValueError("--encoder needs the tiny Wan, got the tiny HunyuanVideo. Leave --family or --encoder out.")
     base = build_tiny_wan(weights=weights) if family == "wan" else build_tiny_hunyuan(weights=weights)
     window = WINDOW_CHUNKS * chunk_frames
     made = []
@@ -112,18 +112,20 @@ def encoded_models(
                 f"--encoder needs a folder with {ENCODER_FILE} and {LORA_FILE}, got {folder}. Name one that `longreel train "
                 "encoder finetune` wrote."
             )
-        width = int(base.model.diffusion_model.dim)
+        adapted, loaded = with_lora(base, lora), _loaded(files)
+        reader = family_of(base, loaded)
+        width, _ = reader.shape(base.model.diffusion_model)
         for path, spec, _ in files:
-            if spec.base == BASES["hunyuan"]:
-                raise ValueError(f"{path} is for {BASES['hunyuan']}. Take one trained for the tiny Wan.")
-            if spec.width != width:
-                raise ValueError(f"{path} is of width {spec.width}, the model of {width}. Take one trained for it.")
-        adapted, loaded = build_tiny_reader(weights, lora), _loaded(files)
+            if spec.width != width or (spec.base in BASES.values() and spec.base != BASES[family]):
+                raise ValueError(
+                    f"{path} is of width {spec.width} and made for {spec.base}, the model of {width} and {BASES[family]}. Take "
+                    "one trained for it."
+                )
         digest = weights_fingerprint(load_file(lora), *(each.patcher.model.state_dict() for each in loaded.all))
         alone, beside_window, once, committed = encoder_policies(name)
         made.append(EncodedModel(alone, digest, adapted, loaded))
         made.append(EncodedModel(beside_window, digest, adapted, replace(loaded, config=HistoryConfig(window))))
-        if all(reads_once(each.spec) for each in loaded.all):
+        if reader.reads_once and all(reads_once(each.spec) for each in loaded.all):
             for row, how in ((once, Reading.ONCE_A_CHUNK), (committed, Reading.ONCE_A_FILM)):
                 made.append(EncodedModel(row, digest, adapted, replace(loaded, reading=how)))
     return tuple(made)

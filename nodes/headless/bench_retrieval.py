@@ -158,9 +158,7 @@ def _reader(folder: Path | None) -> Reader:
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*(path for path, *_ in encoders), lora)))
     for path, spec, _ in encoders:
         if spec.base == BASES["hunyuan"]:
-            raise WorkflowError(
-                f"{path} is for {spec.base}, whose frames are asked for at the end of its training alone."
-            )
+            raise WorkflowError(f"{path} is for {spec.base}, which is measured at the end of its training alone.")
         if spec.width != TinyWanSpec().width:
             raise WorkflowError(
                 f"{path} is for a model of width {spec.width}, the tiny model has {TinyWanSpec().width}."

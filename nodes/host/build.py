@@ -162,8 +162,13 @@ def build_tiny_reader(weights: Mapping[str, Tensor], lora: Path = ENCODER_LORA) 
             f"The model trained for a memory encoder needs {lora.name} in memory/weights, got none. Train one with `longreel "
             "train encoder`, or load your own LoRA onto the model for any memory."
         )
+    return with_lora(build_tiny_wan(weights=weights), lora)
+
+
+def with_lora(model: ModelPatcher, lora: Path) -> ModelPatcher:
+    """A clone of the model with the LoRA in this file at full strength, by the host's own loader."""
     adapters = comfy.utils.load_torch_file(str(lora), safe_load=True)
-    patched: ModelPatcher = comfy.sd.load_lora_for_models(build_tiny_wan(weights=weights), None, adapters, 1.0, 0.0)[0]
+    patched: ModelPatcher = comfy.sd.load_lora_for_models(model, None, adapters, 1.0, 0.0)[0]
     return patched
 
 

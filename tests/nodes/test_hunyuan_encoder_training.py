@@ -15,7 +15,7 @@ from encoder_runs import STAGES, batch_of, both_stages, orthogonal_codec
 from encoders import encoders_in
 from film import film_on_disk, planned, prompt
 from hunyuan_film import SPEC, lively_hunyuan, lively_network
-from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
+from numerics import FORWARD_ERROR, NOT_ROUNDING, SLOPE_ERROR, relative_error
 from torch import Tensor
 
 from longreel.memory.encoded_history import HistoryConfig
@@ -26,12 +26,13 @@ from longreel.memory.training.encoder_recall import measure_encoder_recall
 from longreel.memory.training.encoder_settings import EncoderStage, EncoderTraining, tiny_encoder_spec, trained_spec
 from longreel.memory.training.encoder_training import (
     EncoderBatch,
+    encoder_loss,
     predict_beside_history,
     read_history,
     train_encoder,
 )
 from longreel.memory.training.initialise import initialise_encoder
-from longreel.memory.training.lora import lora_state, save_lora
+from longreel.memory.training.lora import add_lora, lora_state, save_lora
 from longreel.memory.training.retrieval import ask_films, mean_retrieval
 from longreel.memory.training.words import pooled_words
 from longreel.nodes.host.build_hunyuan import build_tiny_hunyuan, modules_of
@@ -39,6 +40,7 @@ from longreel.nodes.host.encoder_check import fits
 from longreel.nodes.host.encoder_model import load_encoder
 
 SMALL = replace(SPEC, width=128, double_layers=1, single_layers=1)
+SLOPE_STEP = 1e-4
 MATRICES = 4 + 4 + 2
 """Those of a double layer, for picture and for words, and of a single one."""
 CONFIGS = {stage: replace(config, steps=2, family="hunyuan") for stage, config in STAGES.items()}
@@ -126,6 +128,37 @@ def test_both_stages_teach_encoder_and_lora_and_end_with_the_same_bits_when_stop
     assert not [name for name, weight in encoder.items() if torch.equal(weight, fresh[name])]
     assert len(lora) == 2 * MATRICES
     assert not [name for name, weight in lora.items() if not weight.any()]
+
+
+@both_stages
+def test_the_way_back_through_the_join_is_that_of_the_loss(host: object, stage: EncoderStage) -> None:
+    """Against differences of the loss; the host adds to hidden states in place, which autograd is let do."""
+    modules, config = modules_of("hunyuan"), CONFIGS[stage]
+    network, encoder, generator = lively_network(SMALL), new_encoder(config), torch.Generator().manual_seed(1)
+    trained = [*encoder.parameters(), *add_lora(peft, network, modules.family.lora_targets, 4, seed=1)]
+    network.double().dtype = torch.float64
+    encoder.double()
+    batch = batch_of(config, orthogonal_codec())
+    batch = batch._replace(window=batch.history[:, :, : 1 if stage is EncoderStage.FINETUNE else 0])
+    tensors = {name: getattr(batch, name).double() for name in ("history", "target", "mask", "text", "window")}
+    ways = [torch.randn(weight.shape, generator=generator, dtype=torch.float64) for weight in trained]
+
+    def loss() -> Tensor:
+        return encoder_loss(modules, network, encoder, batch._replace(**tensors), config, 0)
+
+    def moved(step: float) -> Tensor:
+        for weight, way in zip(trained, ways, strict=True):
+            weight.add_(way, alpha=step)
+        return loss()
+
+    with modules.training():
+        with torch.no_grad():
+            moved(0.05)  # away from adapters and branches that are zero at first
+        loss().backward()
+        slope = torch.stack([(weight.grad * way).sum() for weight, way in zip(trained, ways, strict=True)]).sum()
+        with torch.no_grad():
+            difference = moved(SLOPE_STEP) - moved(-2 * SLOPE_STEP)
+    assert relative_error(slope, difference / (2 * SLOPE_STEP)) < SLOPE_ERROR
 
 
 def test_what_was_learned_is_measured(host: object) -> None:

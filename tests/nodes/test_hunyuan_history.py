@@ -107,6 +107,20 @@ def test_frames_with_times_of_their_own_keep_them_among_each_other(oldest: float
     assert torch.equal(made.positions - torch.tensor([shift, 0, 0]), positions)
 
 
+@pytest.mark.parametrize("film", [3, 24, 30, 31, 80])
+def test_frames_stand_at_the_same_times_counted_from_the_films_beginning_or_from_themselves(film: int) -> None:
+    """As training counts, and as a film does."""
+    times = torch.arange(film) + 0.5
+    places = torch.stack([times, torch.zeros(film), torch.zeros(film)], dim=1)
+    history = History(torch.zeros(1, film, 8), places, Modulation.CLEAN, torch.arange(FRAMES) + float(film))
+    earlier = history._replace(positions=places - torch.tensor([film, 0, 0]), target_frames=None)
+    trained, made = anchored(history, FRAMES), anchored(earlier, FRAMES)
+    assert torch.equal(trained.positions, made.positions)
+    assert trained.target_frames is not None
+    assert made.target_frames is not None
+    assert torch.equal(trained.target_frames, made.target_frames)
+
+
 def test_clean_history_is_what_the_host_makes_of_a_clean_first_frame(scene: Scene) -> None:
     """The host's own way of image-to-video, where the first frame has a level of its own. Words stand at time 0, so times are the host's."""
     first = scene.older[:, :, :1]

@@ -156,7 +156,7 @@ def test_encoders_are_rows_beside_the_causal_model(
     assert "needs a folder with encoder.safetensors" in capsys.readouterr().err
 
 
-def test_hunyuanvideo_has_the_rows_that_need_no_training(
+def test_hunyuanvideo_has_the_rows_that_need_no_training_and_those_of_its_own_encoders(
     host: Host, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = TinyHunyuanSpec(width=128, double_layers=1, single_layers=1)
@@ -170,7 +170,14 @@ def test_hunyuanvideo_has_the_rows_that_need_no_training(
     assert WHOLE[0] in said
     assert "smaller frames 2x2x2" in said
     assert main([*command, "--encoder", str(folder / "mine")]) != 0
-    assert "--encoder needs the tiny Wan, got the tiny HunyuanVideo" in capsys.readouterr().err
+    assert "made for the tiny model that comes with LongReel" in capsys.readouterr().err
+    config = replace(TRAINING, family="hunyuan")
+    encoder, network = MemoryEncoder(tiny_encoder_spec(config, spec.width)), new_hunyuan(spec)
+    initialise_encoder(encoder, torch.Generator().manual_seed(1))
+    add_lora(peft, network, LORA_TARGETS["hunyuan"], config.lora_rank, seed=1)
+    save_encoders(tmp_path / "ours", config, network, encoder)
+    assert main([*command[:-4], "--policy", "ours", "--encoder", str(tmp_path / "ours")]) == 0
+    assert "| ours | 24 |" in capsys.readouterr().out
 
 
 def test_the_encoder_that_ships_brings_back_who_was_seen_once(host: Host) -> None:
