@@ -49,10 +49,10 @@ class EncoderTraining:
     times. `branches` are those that the encoder has, `modulation` the noise level that its tokens are told, `own_prompts` whether
     they read the prompts of their own shots, `proportional` whether they count as what they stand for. `start` names what
     training starts from, `films` what is seen; cartoons have shots of at most `longest_shot` frames and move at `pace` times the
-    usual. `family` is that of the model, of `BASES`. `processes` train at once, each on `clips` films of its own a step. `cross_layers` is how many layers of
-    the model read the encoder's hidden states, or 0. `beside` says in words which encoder is trained beside this one, if any. `low` is what the
-    low-resolution branch looks at: smaller latents, or the latents of a smaller video, for films that go on by `segment_frames`.
-    `model` names a large one, which computes in `dtype`; tiny ones have no name.
+    usual. `family` is that of the model, of `BASES`. `processes` train at once, each on `clips` films of its own a step. `cross_layers` is how many layers of the model read the
+    encoder's hidden states, or 0. `model` names a large one, which computes in `dtype`; tiny ones have no name. `beside` says in words
+    which encoder is trained beside this one, if any. `low` is what the low-resolution branch looks at: smaller latents, or the latents
+    of a smaller video, for films that go on by `segment_frames`.
     """
 
     stage: str = EncoderStage.PRETRAIN.value
@@ -112,6 +112,11 @@ class EncoderTraining:
                 f"Cross-attention reads the high-resolution branch, got an encoder of branches {self.branches!r}. Train both, or "
                 "leave cross-attention out."
             )
+        if LowBranch(self.low) is LowBranch.NONE or (self.low == LowBranch.VIDEO.value and not self.has_low):
+            raise ValueError(
+                f"A low-resolution branch looks at {LowBranch.LATENTS.value} or {LowBranch.VIDEO.value}, got {self.low!r} for an "
+                f"encoder of branches {self.branches!r}. Train both, or the low one."
+            )
         if self.family not in BASES:
             raise ValueError(
                 f"Training an encoder needs a family of {', '.join(BASES)}, got {self.family!r}. Name one."
@@ -121,15 +126,10 @@ class EncoderTraining:
                 "An encoder's hidden states are read by the layers of a Wan alone, got cross-attention for the family "
                 f"{self.family}. Leave it out."
             )
-        if LowBranch(self.low) is LowBranch.NONE or (self.low == LowBranch.VIDEO.value and not self.has_low):
+        if self.low == LowBranch.VIDEO.value and (self.family != "wan" or self.model):
             raise ValueError(
-                f"A low-resolution branch looks at {LowBranch.LATENTS.value} or {LowBranch.VIDEO.value}, got {self.low!r} for an "
-                f"encoder of branches {self.branches!r}. Train both, or the low one."
-            )
-        if self.low == LowBranch.VIDEO.value and self.family != "wan":
-            raise ValueError(
-                "A smaller video is made of a film by the VAE of a Wan alone, before the film is finished, got the low branch "
-                f"{self.low!r} for the family {self.family}. Take {LowBranch.LATENTS.value}."
+                f"A smaller video is made by the VAE of the tiny Wan alone, got low {self.low!r} for {self.model or BASES[self.family]}. "
+                "Take an encoder of smaller latents."
             )
         FilmSettings(longest_shot=self.longest_shot, pace=self.pace)  # refuses films that cannot be
         if self.history_frames < rate.frames or not 1 <= self.kept_frames <= self.history_frames:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from ...memory.encoder_spec import EncoderSpec
@@ -83,34 +80,3 @@ def save_encoders(out: Path, config: EncoderTraining, network: Any, encoders: En
         save_encoder(path, spec, teller.encoder.state_dict())
     save_lora(out / LORA_FILE, network)
     return files
-
-
-def add_beside(finetune: argparse.ArgumentParser) -> None:
-    """`--beside` and `--beside-frames`."""
-    finetune.add_argument(
-        "--beside",
-        type=Path,
-        metavar="FILE",
-        help="another encoder that stage I wrote, trained together with --encoder: films are told by both",
-    )
-    finetune.add_argument(
-        "--beside-frames",
-        type=int,
-        metavar="FRAMES",
-        help="it tells so many of the newest latent frames alone (default: all of the film, as --encoder does)",
-    )
-
-
-def check_beside(args: argparse.Namespace) -> None:
-    """Raises WorkflowError for `--beside-frames` without `--beside`."""
-    if args.beside is None and args.beside_frames is not None:
-        raise WorkflowError("--beside-frames needs --beside, whose frames these are, got none. Name an encoder.")
-
-
-def check_reach(spec: EncoderSpec, frames: int | None) -> None:
-    """Raises WorkflowError where so many frames fill no token of the encoder beside."""
-    if frames is not None and frames < spec.rate.frames:
-        raise WorkflowError(
-            f"--beside-frames needs to be {spec.rate.frames} or more for an encoder of rate {spec.rate}, got {frames}: it would tell "
-            "nothing."
-        )

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .boot import DEVICES, boot_host
-from .encoder_files import (
-    ENCODER_FILE,
-    LORA_FILE,
-    add_beside,
-    check_beside,
-    check_reach,
-    save_encoders,
-    with_small_videos,
-)
+from .encoder_files import ENCODER_FILE, LORA_FILE, save_encoders, with_small_videos
+from .encoder_starts import Start, add_beside, finetuning_from, started, starts_of
 from .launched import launched
 from .render import INTERRUPTED_EXIT, check_folder, set_logging
 from .train_films import (
@@ -36,10 +29,6 @@ from .train_large import add_large, large_files, run_large
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ...memory.encoder import MemoryEncoder
-    from ...memory.encoder_spec import EncoderSpec
     from ...memory.training.encoder_chain import Encoders
     from ...memory.training.encoder_family import Family
     from ...memory.training.encoder_settings import EncoderTraining
@@ -157,7 +146,7 @@ def run_encoder(args: argparse.Namespace) -> int:
 
     modules, processes = modules_of(config.family), launched(args.device)
     config = replace(config, processes=processes.count)
-    network, encoder = new_pair(config, *starts, weights=args.weights)
+    network, encoder = new_pair(config, starts, args.weights)
     lora = lora_of(args, config, network, modules.family.lora_targets)  # refuses another model's before the slow part
     with processes.one_first():
         videos = video_films(captioned, config.size, config.film_frames, modules, args.out, config.family)
@@ -234,18 +223,15 @@ def ready(out: Path, device: str) -> None:
 
 
 def new_pair(
-    config: EncoderTraining, start: Any = None, beside: Any = None, *, weights: Path | None = None
+    config: EncoderTraining, starts: Sequence[Start] = (), weights: Path | None = None
 ) -> tuple[Any, Encoders]:
-    """The tiny model that ships, or that in the folder `weights`, without adapters, and a new encoder, or the one whose spec and
-    weights are `start`.
+    """The tiny model that ships, or that in the folder `weights`, without adapters, and a new encoder, or those that `starts` are.
 
-    `beside` are spec and weights of another, and how many frames it tells. Raises WorkflowError for an encoder or weights of
-    another model.
+    Raises WorkflowError for an encoder or weights of another model.
     """
     import torch
 
     from ...memory.encoder import MemoryEncoder
-    from ...memory.training.encoder_chain import EncoderChain
     from ...memory.training.encoder_settings import tiny_encoder_spec
     from ...memory.training.initialise import initialise_encoder
     from ..host.build import WEIGHTS_FOLDER, TinyWanSpec, host_modules, read_shards
@@ -261,29 +247,18 @@ def new_pair(
             f"--weights needs the weights of a tiny {FAMILIES[config.family]} as `longreel train tiny` makes it, got others in "
             f"{weights}: {str(error).splitlines()[1].strip()}"
         ) from error
-    if start is None:
-        encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width))
-        embedding = modules_of(config.family).family.embedding(network)
-        initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), embedding)
-        return network, encoder
-    first = _known_encoder("--encoder", start, spec.width)
-    if beside is None:
-        return network, first
-    return network, EncoderChain([first, _known_encoder("--beside", beside[:2], spec.width)], [None, beside[2]])
-
-
-def _known_encoder(option: str, start: Any, width: int) -> MemoryEncoder:
-    from ...memory.encoder import MemoryEncoder
-
-    spec, weights = start
-    if spec.width != width:
-        raise WorkflowError(
-            f"{option} needs an encoder for the tiny model, of width {width}, got one of width {spec.width}. Take one that "
-            "`longreel train encoder pretrain` wrote."
-        )
-    encoder = MemoryEncoder(spec)
-    encoder.load_state_dict(weights)
-    return encoder
+    for start in starts:
+        if start.spec.width != spec.width:
+            raise WorkflowError(
+                f"{start.option} needs an encoder for the tiny model, of width {spec.width}, got one of width {start.spec.width}. "
+                "Take one that `longreel train encoder pretrain` wrote."
+            )
+    if starts:
+        return network, started(starts)
+    encoder = MemoryEncoder(tiny_encoder_spec(config, spec.width))
+    embedding = modules_of(config.family).family.embedding(network)
+    initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), embedding)
+    return network, encoder
 
 
 def write_json(path: Path, found: Any) -> None:
@@ -293,12 +268,10 @@ def write_json(path: Path, found: Any) -> None:
         part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...]]:
-    """The training, and spec and weights of the encoder that it starts from and of the one beside it, if any."""
-    from ...memory.encoder_file import read_encoder
-    from ...memory.training.encoder_chain import beside_in_words
+def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, list[Start]]:
+    """The training, and the encoders that it starts from, if any."""
     from ...memory.training.encoder_recall import CHARACTERS
-    from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
+    from ...memory.training.encoder_settings import BASES, EncoderTraining
     from .train import LAYERS, weights_hash
 
     common = {name: getattr(args, name) for name in ("steps", "seed", "clips", "history_frames", "family")}
@@ -314,20 +287,15 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...
             given = {name: getattr(args, name) for name in ("rate", "branches", "low", "modulation")}
             given |= {"own_prompts": not args.one_prompt, "proportional": not args.counts_once}
             given |= {"start": known[0]} if known else {}
-            return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), ()
-        check_beside(args)
-        start, digests = first_encoder(args)
-        common["start"] = " ".join([*known, digests])
-        _check_base("--encoder", start[0].base, args.family)
-        config = finetuning_of(start[0], **common)
-        starts: tuple[Any, ...] = (start,)
-        if args.beside is not None:
-            beside = (*read_encoder(args.beside), args.beside_frames)
-            _check_base("--beside", beside[0].base, args.family)
-            check_reach(beside[0], args.beside_frames)
-            finetuning_of(beside[0], **common)  # refuses films that are too small for it
-            config = replace(config, beside=beside_in_words(beside[0], args.beside_frames))
-            starts = (start, beside)
+            return EncoderTraining(**common, **given, cross_layers=LAYERS if args.cross_attention else 0), []
+        starts, digests = starts_of(args)
+        for start in starts:
+            base = start.spec.base
+            if base in BASES.values() and base != BASES[args.family]:
+                raise WorkflowError(
+                    f"{start.option} needs an encoder for {BASES[args.family]}, got one made for {base}. Name its --family."
+                )
+        config = finetuning_from(starts, **common, start=" ".join([*known, digests]))
     except ValueError as error:
         raise WorkflowError(str(error)) from error
     shortest = CHARACTERS * config.segment_frames
@@ -337,33 +305,6 @@ def _settings(args: argparse.Namespace) -> tuple[EncoderTraining, tuple[Any, ...
             f"many frames, and {shortest} or more, so that {CHARACTERS} characters are seen, got {config.history_frames}."
         )
     return config, starts
-
-
-def _check_base(option: str, base: str, family: Family) -> None:
-    """Raises WorkflowError for an encoder that was made for the tiny model of another family."""
-    from ...memory.training.encoder_settings import BASES
-
-    if base in BASES.values() and base != BASES[family]:
-        raise WorkflowError(
-            f"{option} needs an encoder for {BASES[family]}, got one made for {base}. Name its --family."
-        )
-
-
-def first_encoder(args: argparse.Namespace) -> tuple[tuple[EncoderSpec, dict[str, Tensor]], str]:
-    """The encoder that stage II starts from, and digits that stand for it, the one beside it and the LoRA.
-
-    Raises WorkflowError for files that are not there, ValueError for one that is no encoder.
-    """
-    from ...memory.encoder_file import read_encoder
-
-    files = {"--encoder": args.encoder, "--beside": args.beside, "--lora": args.lora}
-    for name, file in files.items():
-        if file is not None and not file.is_file():
-            raise WorkflowError(
-                f"{name} needs a file that `longreel train encoder pretrain` wrote, got {file}. Train one first."
-            )
-    known = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files.values() if file is not None]
-    return read_encoder(args.encoder), " ".join(known)
 
 
 def lora_of(args: argparse.Namespace, config: EncoderTraining, network: Any, targets: str) -> Any:

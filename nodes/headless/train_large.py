@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .encoder_files import save_encoders
+from .encoder_starts import Start, finetuning_from, started, starts_of
 from .launched import launched
 from .render import INTERRUPTED_EXIT
 from .train_films import captioned_videos, source_settings
 from .workflow import WorkflowError
 
 if TYPE_CHECKING:
-    from ...memory.encoder import MemoryEncoder
+    from ...memory.training.encoder_chain import Encoders
     from ...memory.training.encoder_settings import EncoderTraining
     from ...memory.training.video_films import VideoFilms
     from ...memory.training.videos import CaptionedVideo
@@ -94,10 +97,6 @@ def large_files(args: argparse.Namespace) -> LargeFiles | None:
         raise WorkflowError(
             "--weights and --family are for tiny models, got --model, too, which says what it is. Leave one of them out."
         )
-    if getattr(args, "beside", None) is not None or getattr(args, "low", "latents") != "latents":
-        raise WorkflowError(
-            "--beside and --low video are for tiny models, got --model, too. Train one encoder of smaller latents."
-        )
     source_settings(args)  # refuses what is for cartoons
     return LargeFiles(args.model, args.vae, args.text_encoder)
 
@@ -108,7 +107,6 @@ def run_large(args: argparse.Namespace, files: LargeFiles) -> int:
     Raises WorkflowError for bad arguments and files before anything slow, ProjectError for a folder that cannot be used.
     """
     captioned, device = captioned_videos(args.videos, any_words=True), args.device or "auto"
-    from .encoder_files import save_encoders
     from .train_encoder import CONTINUATION_FILE, lora_of, ready, tell_nothing, tell_step, write_json
 
     ready(args.out, device)
@@ -125,7 +123,7 @@ def run_large(args: argparse.Namespace, files: LargeFiles) -> int:
         raise WorkflowError(str(error)) from error
     processes = launched(device)
     dtype = args.dtype or ("fp32" if processes.device.type == "cpu" else "bf16")
-    config, start = _settings(args, model, dtype)
+    config, starts = _settings(args, model, dtype)
     config = replace(config, processes=processes.count)
     modules = large_modules(model, TYPES[dtype], not args.no_checkpointing)
     lora = lora_of(args, config, model.network, modules.family.lora_targets)
@@ -137,7 +135,7 @@ def run_large(args: argparse.Namespace, files: LargeFiles) -> int:
         ).load()  # refuses a run of other settings before the model is loaded
     free_memory()
     network = load_network(model, TYPES[dtype])
-    encoder = _encoder(config, model, modules.family.embedding(network), start)
+    encoder = _encoder(config, model, modules.family.embedding(network), starts)
     tell = tell_step if processes.leads else tell_nothing
     if processes.leads:
         print(f"Training beside {model.name} to step {config.steps}. Ctrl-C stops it; the same command goes on.")
@@ -161,12 +159,11 @@ def run_large(args: argparse.Namespace, files: LargeFiles) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace, model: ModelFile, dtype: str) -> tuple[EncoderTraining, Any]:
-    """The training, and spec and weights of the encoder that it starts from. Raises WorkflowError for what cannot be."""
-    from ...memory.training.encoder_settings import EncoderTraining, finetuning_of
+def _settings(args: argparse.Namespace, model: ModelFile, dtype: str) -> tuple[EncoderTraining, list[Start]]:
+    """The training, and the encoders that it starts from, if any. Raises WorkflowError for what cannot be."""
+    from ...memory.training.encoder_settings import EncoderTraining
     from ...memory.training.storyworld import FRAME_STRIDE, Size
     from ..host.trained_model import file_digest
-    from .train_encoder import first_encoder
 
     usual = {**DEFAULTS, "history_frames": HISTORY_SECONDS * model.fps // FRAME_STRIDE}
     given = {name: getattr(args, name, None) for name in (*usual, "seed")}
@@ -182,6 +179,7 @@ def _settings(args: argparse.Namespace, model: ModelFile, dtype: str) -> tuple[E
                 EncoderTraining(
                     rate=rate,
                     branches=args.branches,
+                    low=args.low,
                     modulation=args.modulation,
                     own_prompts=not args.one_prompt,
                     proportional=False,  # its mask keeps flash attention away
@@ -189,16 +187,17 @@ def _settings(args: argparse.Namespace, model: ModelFile, dtype: str) -> tuple[E
                     cross_layers=model.layers if args.cross_attention else 0,
                     **common,
                 ),
-                None,
+                [],
             )
-        start, known = first_encoder(args)
-        spec = start[0]
-        if (spec.width, spec.channels) != (model.width, model.channels):
-            raise WorkflowError(
-                f"--encoder needs an encoder for {model.name}, of width {model.width} with {model.channels} channels, got one of width "
-                f"{spec.width} with {spec.channels}. Take one that `longreel train encoder pretrain --model` wrote for it."
-            )
-        return finetuning_of(spec, **common, start=known), start
+        starts, known = starts_of(args)
+        for start in starts:
+            spec = start.spec
+            if (spec.width, spec.channels) != (model.width, model.channels):
+                raise WorkflowError(
+                    f"{start.option} needs an encoder for {model.name}, of width {model.width} with {model.channels} channels, got one of "
+                    f"width {spec.width} with {spec.channels}. Take one that `longreel train encoder pretrain --model` wrote for it."
+                )
+        return finetuning_from(starts, **common, start=known), starts
     except ValueError as error:
         raise WorkflowError(str(error)) from error
 
@@ -237,18 +236,16 @@ def _films(
         raise WorkflowError(str(error)) from error
 
 
-def _encoder(config: EncoderTraining, model: ModelFile, embedding: Any, start: Any) -> MemoryEncoder:
-    """A new encoder for this model, or the one whose spec and weights are `start`."""
+def _encoder(config: EncoderTraining, model: ModelFile, embedding: Any, starts: Sequence[Start]) -> Encoders:
+    """A new encoder for this model, or those that `starts` are."""
     import torch
 
     from ...memory.encoder import MemoryEncoder
     from ...memory.training.encoder_settings import tiny_encoder_spec
     from ...memory.training.initialise import initialise_encoder
 
-    if start is not None:
-        known = MemoryEncoder(start[0])
-        known.load_state_dict({name: tensor.float() for name, tensor in start[1].items()})
-        return known
+    if starts:
+        return started(starts)
     tiny = tiny_encoder_spec(config, model.width)
     encoder = MemoryEncoder(replace(tiny, channels=model.channels, heads=HEADS, base=model.name))
     initialise_encoder(encoder, torch.Generator().manual_seed(config.seed), embedding)

@@ -83,11 +83,12 @@ def read_by_a_film(network: Any, chain: EncoderChain, clips: FilmClips, frames: 
 def test_training_reads_what_a_film_with_both_encoders_reads(
     host: object, codec: TileCodec, reach: int | None, beside: dict[str, Any], cross: int
 ) -> None:
-    network, chain = host_modules().new_wan(SPEC), new_chain(reach, True, beside, cross_layers=cross)
+    modules = host_modules()
+    network, chain = modules.new_wan(SPEC), new_chain(reach, True, beside, cross_layers=cross)
     clips = film_clips(encoder_films(LONGER, 0), codec)
     for later, window in ((0, 0), (0, 3), (1, 2), (7, 0), (11, 1), (12, 0)):
         shorter = FilmClips(clips.latents[:1], clips.mask[:1], clips.text[:1], clips.prompts[:1]).later(later)
-        trained = read_history(host_modules(), network, chain, clean_batch(LONGER, shorter, window))
+        trained = read_history(modules, network, chain, clean_batch(LONGER, shorter, window))
         made = read_by_a_film(network, chain, shorter, 12 - later, window)
         if trained is None or made is None:
             assert trained is made is None
@@ -133,17 +134,13 @@ def test_an_encoder_of_smaller_videos_tells_what_it_tells_in_a_film_that_goes_on
     for chunk in latents[:, :, :10].split(3, dim=2):
         film.append(chunk, prompts[0])
     film.begin()
-    trained = read_history(
-        host_modules(), network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0)
-    )
+    trained = read_history(modules, network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0))
     assert trained is not None
     assert film.current is not None
     assert relative_error(trained.tokens, film.current.tokens) < SAME_SUM
     assert torch.equal(trained.positions - torch.tensor([10.0, 0, 0]), film.current.positions)
     small.chunk_frames = 10
-    at_once = read_history(
-        host_modules(), network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0)
-    )
+    at_once = read_history(modules, network, EncoderChain([encoder], [reach], small), clean_batch(LONGER, clips, 0))
     assert at_once is not None
     assert relative_error(at_once.tokens, trained.tokens) > NOT_ROUNDING
 

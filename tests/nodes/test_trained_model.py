@@ -200,9 +200,11 @@ def test_both_stages_beside_a_wan_write_what_the_host_loads_for_it(
     assert "was made with model=tiny_wan" in capsys.readouterr().err
     write_wan(tmp_path / "tiny_wan.safetensors")
 
+    beside = ["--beside", str(two / FILE), "--beside-frames", "2"]
     stage_one = ["--encoder", str(one / FILE), "--lora", str(one / "encoder_lora.safetensors")]
-    assert main([*TRAIN, "finetune", *options, "--out", str(three), "--steps", "2", *stage_one]) == 0
+    assert main([*TRAIN, "finetune", *options, "--out", str(three), "--steps", "2", *stage_one, *beside]) == 0
     assert "What comes next has an error of" in capsys.readouterr().out
+    assert read_encoder(three / "encoder_beside.safetensors")[0].trained["newest latent frames"] == 2
     spec, weights = read_encoder(three / FILE)
     assert (spec.width, spec.channels, spec.stages, spec.base) == (128, 16, (64, 128, 256, 512), "tiny_wan")
     assert str(spec.rate) == "4x4x2"
@@ -375,6 +377,10 @@ def test_settings_and_encoders_that_do_not_fit_the_model_are_refused_before_vide
     for arguments, said in (
         (["pretrain", "--size", "64x72"], "multiples of 16"),
         (["pretrain", "--learning-rate", "2"], "a learning rate above 0"),
+        (
+            ["pretrain", "--low", "video"],
+            "A smaller video is made by the VAE of the tiny Wan alone, got low 'video' for wan",
+        ),
         (
             ["finetune", "--encoder", str(TINY_ENCODER)],
             "--encoder needs an encoder for wan, of width 128 with 16 channels",

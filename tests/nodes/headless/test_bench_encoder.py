@@ -110,7 +110,7 @@ def test_the_product_draws_beside_an_encoder_what_training_draws(folder: Path, r
     encoder = chained(first) if row == "two" else EncoderChain([first], [None], small)
     for name, window in ((row, 0), (f"{row} + window", 9)):
         drawn = model.draw(rows[name].remembering(model.vae), plan, prompts, latents[:, :, :-SIZE], noise)
-        history = read_history(host_modules(), network, encoder, clean_batch(TRAINING, clips, window))
+        history = read_history(modules, network, encoder, clean_batch(TRAINING, clips, window))
         x = noise(None, 0, (1, 16, SIZE, 12, 16))
         with host_modules().training():
             for level, lower in pairwise(sampling_levels()):
