@@ -87,7 +87,7 @@ def _words_and_pooled(words: Tensor, extras: Mapping[str, Any]) -> Tensor:
 
 
 def _large_hunyuan() -> HostModules:
-    return hunyuan_modules()._replace(family=TrainedHunyuan(kept_apart))
+    return hunyuan_modules()._replace(family=TrainedHunyuan(kept_apart), training=host_modules().training)
 
 
 KINDS = (
@@ -234,17 +234,31 @@ class LargeFamily:
         return self._family.lora_targets
 
     def embedding(self, network: Any) -> nn.Module:
-        """See `EncoderFamily`."""
-        return self._family.embedding(network)
+        """See `EncoderFamily`. Wan's is in float32 in every model, HunyuanVideo's in the model's own type."""
+        return _InOwnType(self._family.embedding(network))
 
     def flow(self, network: Any, history: History | None, x: Tensor, levels: Tensor, text: Tensor) -> Tensor:
         """See `EncoderFamily`."""
         again = self._checkpoints and torch.is_grad_enabled()
         if history is not None and history.cross is not None:
             history = history._replace(cross=partial(_crossed, history.cross, again))
-        with checkpointed(self._layers(network)) if again else nullcontext():
+        with layers_for_training(self._layers(network), again) if torch.is_grad_enabled() else nullcontext():
             made = self._family.flow(network, history, x.to(self._dtype), levels, text.to(self._dtype))
         return made.to(x)
+
+
+class _InOwnType(nn.Module):
+    """A layer of the model's, given everything in the type of its own weights."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = layer
+        self.weight: Tensor = layer.get_parameter("weight")
+        self.bias: Tensor = layer.get_parameter("bias")
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self._layer(x.to(self.weight.dtype))
+        return made
 
 
 def _crossed(cross: Callable[[int, Tensor], Tensor], again: bool, layer: int, x: Tensor) -> Tensor:
@@ -254,18 +268,16 @@ def _crossed(cross: Callable[[int, Tensor], Tensor], again: bool, layer: int, x:
 
 
 @contextmanager
-def checkpointed(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Calls of these layers made here are run again on the way back.
+def layers_for_training(layers: Iterable[nn.Module], again: bool) -> Iterator[None]:
+    """Calls of these layers made here add to nothing that is there, and are run `again` on the way back.
 
     The layers themselves are wrapped, as the host's own training node does it: a replacement patch would call whichever layer the
-    host's loop stood at last. They write into nothing that is there: HunyuanVideo's add to what they get, which is needed
-    once more, and what is run again is kept without a look at what becomes of it.
+    host's loop stood at last. HunyuanVideo's add to what they get and to what they keep, which the way back needs as it was.
     """
     wrapped: list[Any] = list(layers)
     for layer in wrapped:
-        layer.forward = partial(
-            checkpoint, partial(_adding_apart, layer.forward), use_reentrant=False, preserve_rng_state=False
-        )
+        apart = partial(_adding_apart, layer.forward)
+        layer.forward = partial(checkpoint, apart, use_reentrant=False, preserve_rng_state=False) if again else apart
     try:
         yield
     finally:

@@ -6,6 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfy.ldm.flux.math
+import comfy.ldm.hunyuan_video.model
+import comfy.ldm.modules.attention
 import comfy.sd
 import comfy.utils
 import peft
@@ -38,10 +41,21 @@ from longreel.memory.training.initialise import initialise_encoder
 from longreel.memory.training.lora import LORA_TARGETS, add_lora, load_lora_state
 from longreel.memory.training.prompts import KeptPrompts
 from longreel.nodes.headless.cli import main
+from longreel.nodes.headless.large_models import LARGE_MODELS
+from longreel.nodes.host.build import HostModules
+from longreel.nodes.host.build_hunyuan import hunyuan_modules
 from longreel.nodes.host.encoder_check import check_encoder, fits
 from longreel.nodes.host.encoder_model import load_encoder
-from longreel.nodes.host.hunyuan_training import kept_apart, with_pooled
-from longreel.nodes.host.trained_model import KINDS, ModelText, ModelVae, large_modules, load_network, recognise
+from longreel.nodes.host.hunyuan_training import TrainedHunyuan, kept_apart, with_pooled
+from longreel.nodes.host.trained_model import (
+    KINDS,
+    LargeFamily,
+    ModelText,
+    ModelVae,
+    large_modules,
+    load_network,
+    recognise,
+)
 
 RANK = 4
 CONFIG = EncoderTraining(
@@ -89,10 +103,13 @@ def trained(network: Any, lora: dict[str, Tensor] | None = None) -> list[torch.n
     return adapters
 
 
-def loss_and_gradients(dtype: torch.dtype, checkpoints: bool, file: Path) -> tuple[Tensor, list[Tensor | None]]:
+def loss_and_gradients(
+    dtype: torch.dtype, checkpoints: bool, file: Path, given: HostModules | None = None
+) -> tuple[Tensor, list[Tensor | None]]:
     """Of one step of stage II."""
     model = recognise(file)
-    network, encoder, modules = load_network(model, dtype), small_encoder(), large_modules(model, dtype, checkpoints)
+    network, encoder = load_network(model, dtype), small_encoder()
+    modules = given or large_modules(model, dtype, checkpoints)
     weights = [*encoder.parameters(), *trained(network)]
     with modules.training():
         loss = encoder_loss(modules, network, encoder, clean_batch(CONFIG, small_clips(), 1), CONFIG, 0)
@@ -107,12 +124,15 @@ def test_layers_that_are_run_again_give_the_same_bits_though_they_write_into_wha
 ) -> None:
     file = write_hunyuan(tmp_path / "hunyuan.safetensors")
     kept, again = (loss_and_gradients(torch.float32, checkpoints, file) for checkpoints in (False, True))
-    assert torch.equal(kept[0], again[0])
-    for one, other in zip(kept[1], again[1], strict=True):
-        assert one is not None
-        assert other is not None
-        assert one.any()
-        assert torch.equal(one, other)
+    as_they_are = hunyuan_modules()._replace(family=TrainedHunyuan(kept_apart))
+    written = loss_and_gradients(torch.float32, False, file, as_they_are)  # torch keeps what is written over
+    for found in (again, written):
+        assert torch.equal(kept[0], found[0])
+        for one, other in zip(kept[1], found[1], strict=True):
+            assert one is not None
+            assert other is not None
+            assert one.any()
+            assert torch.equal(one, other)
 
 
 def test_a_model_in_bf16_gives_gradients_of_float32_to_what_is_trained(host: object, tmp_path: Path) -> None:
@@ -126,6 +146,29 @@ def test_a_model_in_bf16_gives_gradients_of_float32_to_what_is_trained(host: obj
         assert gradient is not None
         assert gradient.dtype == torch.float32
         assert gradient.isfinite().all()
+
+
+def test_training_beside_hunyuanvideo_in_its_real_shape_builds_its_graph(
+    host: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, without numbers: gradients of the real shapes reach LoRA and encoder through layers that are run again."""
+    for place in (comfy.ldm.flux.math, comfy.ldm.hunyuan_video.model):
+        monkeypatch.setattr(place, "optimized_attention", comfy.ldm.modules.attention.attention_pytorch)
+    hunyuan, modules = LARGE_MODELS[-1], HUNYUAN.modules()
+    network = hunyuan.network()
+    adapters = add_lora(peft, network, LORA_TARGETS["hunyuan"], RANK, seed=0)
+    with torch.device("meta"):
+        encoder = MemoryEncoder(EncoderSpec(hunyuan.width, own_prompts=True))
+    assert hunyuan.width == 3072
+    modules = modules._replace(family=LargeFamily(modules.family, HUNYUAN.layers, torch.bfloat16, checkpoints=True))
+    words, clean = torch.empty(257, 4096, device="meta"), torch.empty(1, 16, 128, 60, 104, device="meta")
+    clips = FilmClips(clean, torch.empty(1, 128, 60, 104, device="meta"), words[None], [[words] * 128])
+    config = replace(CONFIG, history_frames=120, segment_frames=8)
+    with modules.training():
+        loss = encoder_loss(modules, network, encoder, clean_batch(config, clips, 3), config, 0)
+        loss.backward()
+    assert all(weight.grad is not None for weight in (*adapters, *encoder.parameters()))
+    assert {weight.dtype for weight in adapters} == {torch.float32}
 
 
 def test_what_training_computes_is_the_chunk_that_a_film_makes(host: object, tmp_path: Path) -> None:
