@@ -344,6 +344,7 @@ def test_files_of_another_kind_are_one_clear_error(host: object, tmp_path: Path)
             ["--model", "gone", "--vae", "here", "--text-encoder", "here"],
             "--model needs a file of that model, got gone",
         ),
+        ([*WHOLE, "--text-encoder", "gone"], "--text-encoder needs a file of that model, got gone"),
         ([*WHOLE], "A large model learns from --videos FOLDER"),
         ([*WHOLE, "--videos", "here", "--cuts", "1"], "--cuts and --motion are for cartoons"),
         ([*WHOLE, "--videos", "here", "--family", "hunyuan"], "--weights and --family are for tiny models"),
