@@ -26,5 +26,5 @@ class EncoderFamily(Protocol):
 
     def flow(self, network: Any, history: History | None, x: Tensor, levels: Tensor, text: Tensor) -> Tensor:
         """The model's flow, with gradients, for frames `x` `[B, C, t, h, w]` at noise `levels` `[B]` under `text` `[B, W, 4096]`,
-        beside a history of each or without one, as a film calls the model."""
+        beside a history of each or without one, as a film calls the model. What else a large model reads of a prompt lies behind its words."""
         ...

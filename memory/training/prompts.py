@@ -46,7 +46,8 @@ class TinyPrompts:
 class KeptPrompts:
     """What a text encoder made of prompts, in a folder of one file for each; `encoder` names its weights.
 
-    A large model's text is filled up with zeros to a fixed length: those at its end are not written, and come back.
+    Wan's text is filled up with zeros to a fixed length: those at its end are not written, and come back. HunyuanVideo's one vector for
+    all words is the row behind them.
     """
 
     def __init__(self, folder: Path, encoder: str) -> None:

@@ -46,7 +46,8 @@ TELL_EVERY = 25
 def add_encoder(models: Any) -> Any:
     """`longreel train encoder pretrain` and `finetune`; gives the place for more."""
     encoder = models.add_parser(
-        "encoder", help="a memory encoder, for the tiny model on cartoons made as it goes, or for a Wan of yours"
+        "encoder",
+        help="a memory encoder, for the tiny model on cartoons made as it goes, or for a Wan or HunyuanVideo of yours",
     )
     stages = encoder.add_subparsers(metavar="STAGE", required=True)
     pretrain = stages.add_parser("pretrain", help="stage I: any frame of a film must come back from its tokens")

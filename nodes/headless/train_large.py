@@ -1,4 +1,4 @@
-"""Train a memory encoder beside a model that ComfyUI loads, such as Wan 2.1 1.3B or 14B."""
+"""Train a memory encoder beside a model that ComfyUI loads, such as Wan 2.1 14B or HunyuanVideo."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LargeFiles:
 
     model: Path
     vae: Path
-    text_encoder: Path
+    text_encoders: tuple[Path, ...]
 
 
 def add_large(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +48,17 @@ def add_large(parser: argparse.ArgumentParser) -> None:
         f"with --videos. There pictures are {DEFAULTS['size']}, {HISTORY_SECONDS} s are remembered, a step sees {DEFAULTS['clips']} film, "
         f"the rate is {DEFAULTS['rate']}, training ends at step {DEFAULTS['steps']:,} and --device is auto, unless you say otherwise",
     )
-    group.add_argument("--model", type=Path, metavar="FILE", help="Wan text-to-video of models/diffusion_models")
+    group.add_argument(
+        "--model", type=Path, metavar="FILE", help="Wan or HunyuanVideo text-to-video of models/diffusion_models"
+    )
     group.add_argument("--vae", type=Path, metavar="FILE", help="its VAE, of models/vae")
-    group.add_argument("--text-encoder", type=Path, metavar="FILE", help="its text encoder, of models/text_encoders")
+    group.add_argument(
+        "--text-encoder",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="its text encoder, of models/text_encoders; twice for HunyuanVideo, which has two",
+    )
     group.add_argument(
         "--dtype", choices=("bf16", "fp32"), help="what the model computes in (default: bf16 on a GPU, fp32 on a CPU)"
     )
@@ -86,9 +94,10 @@ def large_files(args: argparse.Namespace) -> LargeFiles | None:
         return None
     if missing:
         raise WorkflowError(
-            f"A large model needs --model, --vae and --text-encoder, got none for {' and '.join(missing)}. Name all three files."
+            f"A large model needs --model, --vae and --text-encoder, got none for {' and '.join(missing)}. Name all of them."
         )
-    for name, file in files.items():
+    named = [("--model", args.model), ("--vae", args.vae), *(("--text-encoder", file) for file in args.text_encoder)]
+    for name, file in named:
         if not file.is_file():
             raise WorkflowError(f"{name} needs a file of that model, got {file}, which is not there. Check its name.")
     if args.videos is None:
@@ -98,7 +107,7 @@ def large_files(args: argparse.Namespace) -> LargeFiles | None:
             "--weights and --family are for tiny models, got --model, too, which says what it is. Leave one of them out."
         )
     source_settings(args)  # refuses what is for cartoons
-    return LargeFiles(args.model, args.vae, args.text_encoder)
+    return LargeFiles(args.model, args.vae, tuple(args.text_encoder))
 
 
 def run_large(args: argparse.Namespace, files: LargeFiles) -> int:
@@ -216,10 +225,10 @@ def _films(
     from ...memory.training.video_films import VideoFilms, encode_videos
     from ..host.trained_model import ModelText, ModelVae, file_digest
 
-    prompts = KeptPrompts(cache, file_digest(files.text_encoder))
     said = {caption.text for video in captioned for caption in video.captions}
     try:
-        vae, text = ModelVae(files.vae, model), ModelText(files.text_encoder, model.kind)
+        vae, text = ModelVae(files.vae, model), ModelText(files.text_encoders, model.kind)
+        prompts = KeptPrompts(cache, text.digest)
         with torch.inference_mode():
             prompts.keep({"", *said}, text.embed, lambda count: print(f"embedding {count} prompts"))
         made = encode_videos(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import comfy.ldm.models.autoencoder
 import comfy.ldm.wan.vae
 import comfy.ldm.wan.vae2_2
 import comfy.model_detection
@@ -25,13 +26,17 @@ import comfy.utils
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ...memory.encoded_history import History
 from ...memory.training.encoder_family import EncoderFamily, Family
 from .build import HostModules, host_modules
+from .build_hunyuan import hunyuan_modules
 from .encoder_model import WanHistory
 from .history_family import HistoryFamily
+from .hunyuan_history import HunyuanHistory
+from .hunyuan_training import TrainedHunyuan, kept_apart, with_pooled
 
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _SUFFIXES = (".safetensors", ".sft")
@@ -43,7 +48,9 @@ class TrainedKind:
     """A kind of published models beside which encoders are trained, and the files that belong to it.
 
     `image_model` is the host's own name for it, `layers` are what is run again on the way back, `vaes` the classes of its VAEs,
-    `is_text` tells its text encoder by the weights, `fps` how many pictures a second its films have, by the channels of its latents. `files` names all three for an artist.
+    `texts` tell the files of its text encoder by the weights, `prompt` makes one tensor `[W, C]` of words `[W, C]` and what the host
+    gives beside them, `fps` is how many pictures a second its films have, by the channels of its latents. `files` names model, VAE and
+    text encoder for an artist.
     """
 
     name: Family
@@ -53,13 +60,34 @@ class TrainedKind:
     layers: Callable[[Any], Iterable[nn.Module]]
     vaes: tuple[type[nn.Module], ...]
     text: comfy.sd.CLIPType
-    is_text: Callable[[Mapping[str, Tensor]], bool]
+    texts: tuple[Callable[[Mapping[str, Tensor]], bool], ...]
+    prompt: Callable[[Tensor, Mapping[str, Any]], Tensor]
     fps: Mapping[int, int]
     files: tuple[str, str, str]
 
 
 def _is_umt5(state: Mapping[str, Tensor]) -> bool:
     return comfy.sd.detect_te_model(state) is comfy.sd.TEModel.T5_XXL and "spiece_model" in state
+
+
+def _is_clip_l(state: Mapping[str, Tensor]) -> bool:
+    return comfy.sd.detect_te_model(state) is comfy.sd.TEModel.CLIP_L
+
+
+def _is_llama3(state: Mapping[str, Tensor]) -> bool:
+    return comfy.sd.detect_te_model(state) is comfy.sd.TEModel.LLAMA3_8
+
+
+def _words_alone(words: Tensor, extras: Mapping[str, Any]) -> Tensor:
+    return words
+
+
+def _words_and_pooled(words: Tensor, extras: Mapping[str, Any]) -> Tensor:
+    return with_pooled(words, extras["pooled_output"][0])
+
+
+def _large_hunyuan() -> HostModules:
+    return hunyuan_modules()._replace(family=TrainedHunyuan(kept_apart), training=host_modules().training)
 
 
 KINDS = (
@@ -71,12 +99,30 @@ KINDS = (
         layers=lambda network: network.blocks,
         vaes=(comfy.ldm.wan.vae.WanVAE, comfy.ldm.wan.vae2_2.WanVAE),
         text=comfy.sd.CLIPType.WAN,
-        is_text=_is_umt5,
+        texts=(_is_umt5,),
+        prompt=_words_alone,
         fps={16: 16, 48: 24},
         files=(
             "a Wan text-to-video model, such as wan2.1_t2v_1.3B_bf16.safetensors",
             "Wan's VAE, wan_2.1_vae.safetensors (wan2.2_vae.safetensors for Wan 2.2 5B)",
             "Wan's text encoder, such as umt5_xxl_fp16.safetensors",
+        ),
+    ),
+    TrainedKind(
+        name="hunyuan",
+        image_model="hunyuan_video",
+        history=HunyuanHistory(),
+        modules=_large_hunyuan,
+        layers=lambda network: (*network.double_blocks, *network.single_blocks),
+        vaes=(comfy.ldm.models.autoencoder.AutoencoderKL,),
+        text=comfy.sd.CLIPType.HUNYUAN_VIDEO,
+        texts=(_is_clip_l, _is_llama3),
+        prompt=_words_and_pooled,
+        fps={16: 24},
+        files=(
+            "a HunyuanVideo text-to-video model, such as hunyuan_video_t2v_720p_bf16.safetensors",
+            "HunyuanVideo's VAE, hunyuan_video_vae_bf16.safetensors",
+            "HunyuanVideo's two text encoders, clip_l.safetensors and llava_llama3_fp16.safetensors",
         ),
     ),
 )
@@ -188,17 +234,31 @@ class LargeFamily:
         return self._family.lora_targets
 
     def embedding(self, network: Any) -> nn.Module:
-        """See `EncoderFamily`."""
-        return self._family.embedding(network)
+        """See `EncoderFamily`. Wan's is in float32 in every model, HunyuanVideo's in the model's own type."""
+        return _InOwnType(self._family.embedding(network))
 
     def flow(self, network: Any, history: History | None, x: Tensor, levels: Tensor, text: Tensor) -> Tensor:
         """See `EncoderFamily`."""
         again = self._checkpoints and torch.is_grad_enabled()
         if history is not None and history.cross is not None:
             history = history._replace(cross=partial(_crossed, history.cross, again))
-        with checkpointed(self._layers(network)) if again else nullcontext():
+        with layers_for_training(self._layers(network), again) if torch.is_grad_enabled() else nullcontext():
             made = self._family.flow(network, history, x.to(self._dtype), levels, text.to(self._dtype))
         return made.to(x)
+
+
+class _InOwnType(nn.Module):
+    """A layer of the model's, given everything in the type of its own weights."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = layer
+        self.weight: Tensor = layer.get_parameter("weight")
+        self.bias: Tensor = layer.get_parameter("bias")
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self._layer(x.to(self.weight.dtype))
+        return made
 
 
 def _crossed(cross: Callable[[int, Tensor], Tensor], again: bool, layer: int, x: Tensor) -> Tensor:
@@ -208,20 +268,34 @@ def _crossed(cross: Callable[[int, Tensor], Tensor], again: bool, layer: int, x:
 
 
 @contextmanager
-def checkpointed(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Calls of these layers made here are run again on the way back.
+def layers_for_training(layers: Iterable[nn.Module], again: bool) -> Iterator[None]:
+    """Calls of these layers made here add to nothing that is there, and are run `again` on the way back.
 
     The layers themselves are wrapped, as the host's own training node does it: a replacement patch would call whichever layer the
-    host's loop stood at last.
+    host's loop stood at last. HunyuanVideo's add to what they get and to what they keep, which the way back needs as it was.
     """
     wrapped: list[Any] = list(layers)
     for layer in wrapped:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        apart = partial(_adding_apart, layer.forward)
+        layer.forward = partial(checkpoint, apart, use_reentrant=False, preserve_rng_state=False) if again else apart
     try:
         yield
     finally:
         for layer in wrapped:
             del layer.forward
+
+
+def _adding_apart(layer: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    with _AddsApart():
+        return layer(*given, **named)
+
+
+class _AddsApart(TorchFunctionMode):
+    """`x += y` makes a new tensor; torch calls it `add_`, which no layer of these models uses in any other way."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Torch's own door for every call that is made in here."""
+        return args[0] + args[1] if func is Tensor.add_ else func(*args, **(kwargs or {}))
 
 
 class ModelVae:
@@ -231,7 +305,7 @@ class ModelVae:
         needed = model.kind.files[1]
         state, metadata = _read("--vae", path, needed)
         self._model, self._vae = model, comfy.sd.VAE(sd=state, metadata=metadata)
-        fits = isinstance(self._vae.first_stage_model, model.kind.vaes)
+        fits = isinstance(self._vae.first_stage_model, model.kind.vaes) and self._vae.latent_dim == 3  # of videos
         if not fits or self._vae.latent_channels != model.channels:
             got = f"one of {self._vae.latent_channels} channels" if fits else "another, or none"
             raise ValueError(
@@ -247,27 +321,46 @@ class ModelVae:
 
 
 class ModelText:
-    """The text encoder of a model, loaded when the first prompt has to be embedded.
+    """The text encoder of a model, of one file or several in any order, loaded when the first prompt has to be embedded.
 
-    Raises ValueError for a file that is none, or another model's.
+    Raises ValueError for too few or too many files, and for one that is none of it, or another model's.
     """
 
-    def __init__(self, path: Path, kind: TrainedKind) -> None:
-        self._path, self._kind = path, kind
+    def __init__(self, paths: Sequence[Path], kind: TrainedKind) -> None:
+        needed, self._kind = kind.files[2], kind
         self._clip: comfy.sd.CLIP | None = None
-        needed = kind.files[2]
-        state, _ = _read("--text-encoder", path, needed)
-        if not kind.is_text(state):
+        if len(paths) != len(kind.texts):
             raise ValueError(
-                f"--text-encoder needs {needed}, got {path}, which is another. Name that file of models/text_encoders."
+                f"--text-encoder needs {needed}, each named with a --text-encoder of its own, got {len(paths)}: "
+                f"{', '.join(map(str, paths))}. Name {len(kind.texts)}."
             )
+        found: dict[int, Path] = {}
+        for path in paths:
+            state, _ = _read("--text-encoder", path, needed)
+            known = [number for number, is_text in enumerate(kind.texts) if is_text(state)]
+            if not known:
+                raise ValueError(
+                    f"--text-encoder needs {needed}, got {path}, which is another. Name that file of models/text_encoders."
+                )
+            if known[0] in found:
+                raise ValueError(
+                    f"--text-encoder needs {needed}, got {found[known[0]]} and {path}, which are of one kind. Name the other, too."
+                )
+            found[known[0]] = path
+        self._paths = [found[number] for number in sorted(found)]
+
+    @property
+    def digest(self) -> str:
+        """Stands for its files, in whichever order they were named."""
+        return " ".join(file_digest(path) for path in self._paths)
 
     def embed(self, prompt: str) -> Tensor:
-        """The prompt as `[W, 4096]`, filled up as the model's text is."""
+        """The prompt as `[W, C]`, filled up or cut as the model's text is; where the model reads one vector for all words, that is behind
+        them."""
         if self._clip is None:
-            self._clip = comfy.sd.load_clip([str(self._path)], clip_type=self._kind.text)
-        words: Tensor = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(prompt))[0][0][0]
-        return words.float().cpu()
+            self._clip = comfy.sd.load_clip([str(path) for path in self._paths], clip_type=self._kind.text)
+        ((words, extras),) = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(prompt))
+        return self._kind.prompt(words[0], extras).float().cpu()
 
 
 def free_memory() -> None:

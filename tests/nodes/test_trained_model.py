@@ -49,7 +49,6 @@ from longreel.nodes.host.trained_model import (
     LargeFamily,
     ModelText,
     ModelVae,
-    file_digest,
     large_modules,
     load_network,
     recognise,
@@ -248,9 +247,9 @@ def test_prompts_are_what_the_hosts_text_encoder_makes_of_them_each_made_once(
 ) -> None:
     let_text_encoders_be_tiny(monkeypatch)
     file, heard = write_text_encoder(tmp_path / "text.safetensors"), list[int]()
-    text = ModelText(file, KINDS[0])
+    text = ModelText([file], KINDS[0])
     said = ["anna waves", "", "ben jumps", "anna waves"]
-    prompts = KeptPrompts(tmp_path, file_digest(file))
+    prompts = KeptPrompts(tmp_path, text.digest)
     with torch.inference_mode():
         prompts.keep(said, text.embed, heard.append)
         prompts.keep(said, text.embed, heard.append)
@@ -302,7 +301,9 @@ def test_files_of_another_kind_are_one_clear_error(host: object, tmp_path: Path)
     pictured = tmp_path / "i2v.safetensors"
     save_file({**load_file(wan), **patches("patch_embedding", 36), "img_emb.proj.0.bias": torch.zeros(1280)}, pictured)
     hunyuan = tmp_path / "video.safetensors"
-    save_file(new_hunyuan(TinyHunyuanSpec(width=128, double_layers=1, single_layers=1)).state_dict(), hunyuan)
+    of_pictures = {"img_in.proj.weight": torch.zeros(128, 33, 1, 2, 2)}
+    shape = TinyHunyuanSpec(width=128, double_layers=1, single_layers=1)
+    save_file({**new_hunyuan(shape).state_dict(), **of_pictures}, hunyuan)
     damaged, other = tmp_path / "damaged.safetensors", tmp_path / "wan.ckpt"
     damaged.write_bytes(b"no weights at all")
     other.write_bytes(b"no weights at all")
@@ -311,7 +312,7 @@ def test_files_of_another_kind_are_one_clear_error(host: object, tmp_path: Path)
     save_file({**load_file(wan), **scaled}, eight)
     for path, got in (
         (vae, "no model that ComfyUI knows"),
-        (hunyuan, "a model of type HunyuanVideo"),
+        (hunyuan, "a model of type HunyuanVideoI2V, which reads no encoder or takes pictures beside the film"),
         (pictured, "a model of type WAN21_I2V, which reads no encoder or takes pictures beside the film"),
         (damaged, "which is damaged"),
         (other, "which is no .safetensors"),
@@ -326,7 +327,7 @@ def test_files_of_another_kind_are_one_clear_error(host: object, tmp_path: Path)
     with pytest.raises(ValueError, match=r"--vae needs Wan's VAE, .* of 16 channels, got .*wan\.safetensors"):
         ModelVae(wan, model)
     with pytest.raises(ValueError, match=r"--text-encoder needs Wan's text encoder, .*, got .*vae\.safetensors"):
-        ModelText(vae, KINDS[0])
+        ModelText([vae], KINDS[0])
 
 
 @pytest.mark.parametrize(
@@ -336,13 +337,14 @@ def test_files_of_another_kind_are_one_clear_error(host: object, tmp_path: Path)
             ["--model", "here"],
             "A large model needs --model, --vae and --text-encoder, got none for --vae and --text-encoder",
         ),
-        (["--vae", "here", "--text-encoder", "here"], "got none for --model. Name all three files"),
+        (["--vae", "here", "--text-encoder", "here"], "got none for --model. Name all of them"),
         (["--dtype", "bf16"], "--dtype needs --model, --vae and --text-encoder"),
         (["--lora-rank", "4"], "--lora-rank needs --model"),
         (
             ["--model", "gone", "--vae", "here", "--text-encoder", "here"],
             "--model needs a file of that model, got gone",
         ),
+        ([*WHOLE, "--text-encoder", "gone"], "--text-encoder needs a file of that model, got gone"),
         ([*WHOLE], "A large model learns from --videos FOLDER"),
         ([*WHOLE, "--videos", "here", "--cuts", "1"], "--cuts and --motion are for cartoons"),
         ([*WHOLE, "--videos", "here", "--family", "hunyuan"], "--weights and --family are for tiny models"),
