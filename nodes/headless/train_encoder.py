@@ -6,8 +6,9 @@ import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ...memory.training.encoder_chain import Encoders
     from ...memory.training.encoder_family import Family
     from ...memory.training.encoder_settings import EncoderTraining
+    from ...memory.training.processes import Processes
 
 STEPS = {"pretrain": 1500, "finetune": 1500}
 RETRIEVAL_FILE, RECALL_FILE, CONTINUATION_FILE = "retrieval.json", "recall.json", "continuation.json"
@@ -155,15 +157,10 @@ def run_encoder(args: argparse.Namespace) -> int:
         RunFolder(args.out, config, processes.leads).load()  # refuses a run of other settings before the slow part
         codec = tiny_codec(modules, args.out)
         encoder = with_small_videos(encoder, modules, args.out, config.segment_frames)
-    tell = tell_step if processes.leads else tell_nothing
-    if processes.leads:
-        print(f"Training to step {config.steps}. Ctrl-C stops it; the same command goes on.")
-    try:
-        train_encoder(config, modules, peft, network, encoder, codec, args.out, tell, lora, videos, processes)
-    except KeyboardInterrupt:
-        print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
+    inputs = (config, modules, peft, network, encoder, codec, args.out)
+    train = partial(train_encoder, *inputs, lora=lora, videos=videos, processes=processes)
+    if not train_until_stopped(train, f"Training to step {config.steps}", processes):
         return INTERRUPTED_EXIT
-    processes.part()
     if not processes.leads:
         return 0
     for path in save_encoders(args.out, config, network, encoder):
@@ -325,6 +322,19 @@ def lora_of(args: argparse.Namespace, config: EncoderTraining, network: Any, tar
     except ValueError as error:
         raise WorkflowError(f"--lora needs the {LORA_FILE} of stage I, got {args.lora}: {error}") from error
     return lora
+
+
+def train_until_stopped(train: Callable[..., None], doing: str, processes: Processes) -> bool:
+    """Call `train` with the `tell` that speaks for this process; False where the artist stopped it."""
+    if processes.leads:
+        print(f"{doing}. Ctrl-C stops it; the same command goes on.")
+    try:
+        train(tell=tell_step if processes.leads else tell_nothing)
+    except KeyboardInterrupt:
+        print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
+        return False
+    processes.part()
+    return True
 
 
 def tell_step(row: dict[str, float]) -> None:

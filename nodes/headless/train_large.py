@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ def run_large(args: argparse.Namespace, files: LargeFiles) -> int:
     Raises WorkflowError for bad arguments and files before anything slow, ProjectError for a folder that cannot be used.
     """
     captioned, device = captioned_videos(args.videos, any_words=True), args.device or "auto"
-    from .train_encoder import CONTINUATION_FILE, lora_of, ready, tell_nothing, tell_step, write_json
+    from .train_encoder import CONTINUATION_FILE, lora_of, ready, train_until_stopped, write_json
 
     ready(args.out, device)
     import peft
@@ -145,15 +145,10 @@ def run_large(args: argparse.Namespace, files: LargeFiles) -> int:
     free_memory()
     network = load_network(model, TYPES[dtype])
     encoder = _encoder(config, model, modules.family.embedding(network), starts)
-    tell = tell_step if processes.leads else tell_nothing
-    if processes.leads:
-        print(f"Training beside {model.name} to step {config.steps}. Ctrl-C stops it; the same command goes on.")
-    try:
-        train_encoder(config, modules, peft, network, encoder, None, args.out, tell, lora, videos, processes)
-    except KeyboardInterrupt:
-        print("\nStopped. Give the same command again and it goes on after the last checkpoint.", file=sys.stderr)
+    inputs = (config, modules, peft, network, encoder, None, args.out)
+    train = partial(train_encoder, *inputs, lora=lora, videos=videos, processes=processes)
+    if not train_until_stopped(train, f"Training beside {model.name} to step {config.steps}", processes):
         return INTERRUPTED_EXIT
-    processes.part()
     if not processes.leads:
         return 0
     save_encoders(args.out, config, network, encoder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import comfy.ldm.flux.math
 import comfy.ldm.hunyuan_video.model
@@ -29,6 +28,7 @@ from large_hunyuan import (
 )
 from numerics import BF16_COMPUTE_ERROR, FORWARD_ERROR, NOT_ROUNDING, relative_error
 from torch import Tensor
+from trained_beside import RANK, assert_the_host_computes_what_was_trained, drawn_adapters, small_encoder
 
 from longreel.memory.encoded_history import HistoryConfig
 from longreel.memory.encoder import MemoryEncoder
@@ -37,8 +37,7 @@ from longreel.memory.encoder_spec import EncoderSpec, Rate
 from longreel.memory.training.clips import FilmClips
 from longreel.memory.training.encoder_settings import EncoderTraining
 from longreel.memory.training.encoder_training import EncoderBatch, clean_batch, encoder_loss, read_history
-from longreel.memory.training.initialise import initialise_encoder
-from longreel.memory.training.lora import LORA_TARGETS, add_lora, load_lora_state
+from longreel.memory.training.lora import LORA_TARGETS, add_lora
 from longreel.memory.training.prompts import KeptPrompts
 from longreel.nodes.headless.cli import main
 from longreel.nodes.headless.large_models import LARGE_MODELS
@@ -57,24 +56,11 @@ from longreel.nodes.host.trained_model import (
     recognise,
 )
 
-RANK = 4
 CONFIG = EncoderTraining(
     history_frames=4, kept_frames=2, segment_frames=2, lora_rank=RANK, size="64x64", rate="4x4x2", family="hunyuan"
 )
 SHAPE = ["--size", "64x64", "--history-frames", "8", "--lora-rank", str(RANK), "--learning-rate", "0.5"]
 HUNYUAN = KINDS[1]
-
-
-def small_encoder() -> MemoryEncoder:
-    """A fresh encoder of a few numbers, whose high-resolution branch has its say."""
-    encoder = MemoryEncoder(EncoderSpec(SPEC.width, stages=(8, 16), heads=2, own_prompts=True))
-    generator = torch.Generator().manual_seed(1)
-    initialise_encoder(encoder, generator)
-    with torch.no_grad():
-        for name, weight in encoder.named_parameters():
-            if name.endswith("project.weight"):
-                weight.normal_(std=0.1, generator=generator)
-    return encoder
 
 
 def said(seed: int, words: int) -> Tensor:
@@ -91,26 +77,14 @@ def small_clips() -> FilmClips:
     return FilmClips(latents, torch.zeros(1, 6, 8, 8), other[None], [[one] * 3 + [other] * 3])
 
 
-def trained(network: Any, lora: dict[str, Tensor] | None = None) -> list[torch.nn.Parameter]:
-    """Adapters on a network: these, or drawn ones."""
-    adapters = add_lora(peft, network, LORA_TARGETS["hunyuan"], RANK, seed=0)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in adapters:
-            parameter.normal_(std=0.05, generator=generator)
-    if lora is not None:
-        load_lora_state(network, lora)
-    return adapters
-
-
 def loss_and_gradients(
     dtype: torch.dtype, checkpoints: bool, file: Path, given: HostModules | None = None
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Of one step of stage II."""
     model = recognise(file)
-    network, encoder = load_network(model, dtype), small_encoder()
+    network, encoder = load_network(model, dtype), small_encoder(SPEC.width)
     modules = given or large_modules(model, dtype, checkpoints)
-    weights = [*encoder.parameters(), *trained(network)]
+    weights = [*encoder.parameters(), *drawn_adapters(network, "hunyuan")]
     with modules.training():
         loss = encoder_loss(modules, network, encoder, clean_batch(CONFIG, small_clips(), 1), CONFIG, 0)
         loss.backward()
@@ -231,25 +205,14 @@ def _check_in_host(file: Path, out: Path) -> None:
     assert "made for tiny_hunyuan" in fits(loaded)
     model = comfy.sd.load_diffusion_model(str(file), model_options={"dtype": torch.float32})
     check_encoder(model, loaded, 16, (8, 8), has_vae=False)
-    lora = comfy.utils.load_torch_file(str(out / "encoder_lora.safetensors"), safe_load=True)
-    patched = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
-    assert 2 * len(patched.patches) == len(lora)
-    kind = recognise(file)
-    modules, network, encoder = large_modules(kind, torch.float32, True), load_network(kind, torch.float32), loaded
-    trained(network, lora)
-    batch = clean_batch(CONFIG, small_clips(), 1)
-
-    @torch.no_grad()
-    def flow(reader: Any) -> Tensor:
-        with modules.training():
-            history = read_history(modules, reader, encoder.patcher.model, batch)
-            return modules.family.flow(reader, history, batch.target, torch.tensor([0.7]), batch.text)
-
-    patched.patch_model()
-    host_flow, trained_flow = flow(patched.model.diffusion_model), flow(network)
-    patched.unpatch_model()
-    assert relative_error(host_flow, trained_flow) < FORWARD_ERROR
-    assert relative_error(flow(patched.model.diffusion_model), trained_flow) > NOT_ROUNDING
+    assert_the_host_computes_what_was_trained(
+        model,
+        file,
+        out / "encoder_lora.safetensors",
+        large_modules(recognise(file), torch.float32, True),
+        loaded.patcher.model,
+        clean_batch(CONFIG, small_clips(), 1),
+    )
 
 
 def test_prompts_are_what_both_text_encoders_make_of_them_in_whichever_order_they_are_named(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.ldm.wan.model
@@ -23,9 +22,10 @@ from large_files import (
     write_videos,
     write_wan,
 )
-from numerics import BF16_COMPUTE_ERROR, FORWARD_ERROR, NOT_ROUNDING, relative_error
+from numerics import BF16_COMPUTE_ERROR, relative_error
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from trained_beside import RANK, assert_the_host_computes_what_was_trained, drawn_adapters, small_encoder
 from wan_variants import build_tiny_wan22, patches
 
 from longreel.memory.encoded_history import HistoryConfig
@@ -34,9 +34,8 @@ from longreel.memory.encoder_file import read_encoder, read_spec
 from longreel.memory.encoder_spec import EncoderSpec
 from longreel.memory.training.clips import FilmClips
 from longreel.memory.training.encoder_settings import EncoderTraining
-from longreel.memory.training.encoder_training import clean_batch, encoder_loss, read_history
-from longreel.memory.training.initialise import initialise_encoder
-from longreel.memory.training.lora import add_lora, load_lora_state
+from longreel.memory.training.encoder_training import clean_batch, encoder_loss
+from longreel.memory.training.lora import add_lora
 from longreel.memory.training.prompts import KeptPrompts
 from longreel.nodes.headless.cli import main
 from longreel.nodes.headless.large_models import LARGE_MODELS
@@ -54,7 +53,6 @@ from longreel.nodes.host.trained_model import (
     recognise,
 )
 
-RANK = 4
 TRAIN = ["train", "encoder"]
 SHAPE = [
     "--size",
@@ -73,20 +71,6 @@ FILE = "encoder.safetensors"
 WHOLE = ("--model", "here", "--vae", "here", "--text-encoder", "here")
 
 
-def small_encoder(channels: int = 16, cross_layers: int = 0) -> MemoryEncoder:
-    """A fresh encoder of a few numbers, whose high-resolution branch has its say."""
-    spec = EncoderSpec(
-        SPEC.width, channels=channels, stages=(8, 16), heads=2, own_prompts=True, cross_layers=cross_layers
-    )
-    encoder, generator = MemoryEncoder(spec), torch.Generator().manual_seed(1)
-    initialise_encoder(encoder, generator)
-    with torch.no_grad():
-        for name, weight in encoder.named_parameters():
-            if name.endswith("project.weight"):
-                weight.normal_(std=0.1, generator=generator)
-    return encoder
-
-
 def small_clips(channels: int = 16) -> FilmClips:
     """A film of noise in two shots."""
     generator = torch.Generator().manual_seed(2)
@@ -95,26 +79,14 @@ def small_clips(channels: int = 16) -> FilmClips:
     return FilmClips(latents, torch.zeros(1, 6, 8, 8), other[None], [[one] * 3 + [other] * 3])
 
 
-def trained(network: Any, lora: dict[str, Tensor] | None = None, std: float = 0.05) -> list[torch.nn.Parameter]:
-    """Adapters on a network: these, or drawn ones."""
-    adapters = add_lora(peft, network, host_modules().family.lora_targets, RANK, seed=0)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in adapters:
-            parameter.normal_(std=std, generator=generator)
-    if lora is not None:
-        load_lora_state(network, lora)
-    return adapters
-
-
 def loss_and_gradients(
     dtype: torch.dtype, checkpoints: bool, file: Path, cross_layers: int = 0
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Of one step of stage II."""
     model = recognise(file)
-    network, encoder = load_network(model, dtype), small_encoder(model.channels, cross_layers)
+    network, encoder = load_network(model, dtype), small_encoder(SPEC.width, model.channels, cross_layers)
     modules = large_modules(model, dtype, checkpoints)
-    weights = [*encoder.parameters(), *trained(network)]
+    weights = [*encoder.parameters(), *drawn_adapters(network, "wan")]
     with modules.training():
         loss = encoder_loss(modules, network, encoder, clean_batch(CONFIG, small_clips(model.channels), 1), CONFIG, 0)
         loss.backward()
@@ -222,24 +194,14 @@ def _check_in_host(file: Path, out: Path) -> None:
     with pytest.raises(ValueError, match="needs a model of width 128 with 16 channels"):
         check_encoder(build_tiny_wan(TinyWanSpec(width=256, layers=1)), loaded, 16, (8, 8), has_vae=False)
 
-    lora = comfy.utils.load_torch_file(str(out / "encoder_lora.safetensors"), safe_load=True)
-    patched = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
-    assert 2 * len(patched.patches) == len(lora)
-    modules, network, encoder = host_modules(), load_network(recognise(file), torch.float32), loaded.patcher.model
-    trained(network, lora)
-    batch = clean_batch(CONFIG, small_clips(), 1)
-
-    @torch.no_grad()
-    def flow(reader: Any) -> Tensor:
-        with modules.training():
-            history = read_history(modules, reader, encoder, batch)
-            return modules.family.flow(reader, history, batch.target, torch.tensor([0.7]), batch.text)
-
-    patched.patch_model()
-    host_flow, trained_flow = flow(patched.model.diffusion_model), flow(network)
-    patched.unpatch_model()
-    assert relative_error(host_flow, trained_flow) < FORWARD_ERROR
-    assert relative_error(flow(patched.model.diffusion_model), trained_flow) > NOT_ROUNDING
+    assert_the_host_computes_what_was_trained(
+        model,
+        file,
+        out / "encoder_lora.safetensors",
+        host_modules(),
+        loaded.patcher.model,
+        clean_batch(CONFIG, small_clips(), 1),
+    )
 
 
 def test_prompts_are_what_the_hosts_text_encoder_makes_of_them_each_made_once(
