@@ -47,10 +47,10 @@ def write_vae(path: Path) -> Path:
     return path
 
 
-def write_text_encoder(path: Path) -> Path:
+def write_text_encoder(path: Path, seed: int = 5) -> Path:
     """A UMT5 with the words of some letters, and the weight by which the host tells its size."""
     network = comfy.text_encoders.t5.T5(TEXT, torch.float32, "cpu", comfy.ops.disable_weight_init)
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for name, weight in network.state_dict().items():
         state[name] = torch.randn(weight.shape, generator=generator) / weight.shape[-1] ** 0.5

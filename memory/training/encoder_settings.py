@@ -146,7 +146,12 @@ class EncoderTraining:
     @property
     def film_frames(self) -> int:
         """Latent frames of a film: the history, and in stage II what goes on with it."""
-        return self.history_frames + (self.segment_frames if self.stage == EncoderStage.FINETUNE.value else 0)
+        return self.longest_film if self.stage == EncoderStage.FINETUNE.value else self.history_frames
+
+    @property
+    def longest_film(self) -> int:
+        """Latent frames of a film of stage II: by it videos are divided in both stages, which so leave out the same."""
+        return self.history_frames + self.segment_frames
 
 
 def tiny_encoder_spec(config: EncoderTraining, width: int) -> EncoderSpec:

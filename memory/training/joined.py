@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...kernels.page_copy import time_rotation
+from .adds_apart import AddsApart
 from .causal import TRAIN_TIMESTEPS, ReadingLesson
 from .clips import ClipBatch
 from .words import pooled_words
@@ -101,12 +102,16 @@ def predict_joined_flow(
     live = batch.text_mask.repeat_interleave(copies, dim=0).flatten(0, 1)[..., None].to(text)  # [R, W, 1]
     counts = live.sum(1)
     said = text * live
-    flow: Tensor = model(
-        rows,
-        levels * TRAIN_TIMESTEPS,
-        said + (1 - live) * (said.sum(1) / counts)[:, None],
-        y=pooled_words(said, counts),
-        transformer_options={"patches": {"attn1_patch": [joined.patch]}, "optimized_attention_override": joined.attend},
-    )
+    with AddsApart():
+        flow: Tensor = model(
+            rows,
+            levels * TRAIN_TIMESTEPS,
+            said + (1 - live) * (said.sum(1) / counts)[:, None],
+            y=pooled_words(said, counts),
+            transformer_options={
+                "patches": {"attn1_patch": [joined.patch]},
+                "optimized_attention_override": joined.attend,
+            },
+        )
     films: Tensor = flow.unflatten(0, (-1, joined.chunks)).transpose(1, 2).flatten(2, 3)
     return films

@@ -20,7 +20,12 @@ _WORDS, _COUNT = "words", "count"
 
 
 class Prompts(Protocol):
-    """Turns prompts into words of a model's text."""
+    """Turns prompts into words of a model's text; `encoder` names the weights that do, and is empty for the tiny model's table."""
+
+    @property
+    def encoder(self) -> str:
+        """See above."""
+        ...
 
     def count(self, prompt: str) -> int:
         """How many words the model reads."""
@@ -33,6 +38,8 @@ class Prompts(Protocol):
 
 class TinyPrompts:
     """Words of the tiny model, from its table."""
+
+    encoder = ""
 
     def count(self, prompt: str) -> int:
         """See `Prompts`."""
@@ -51,7 +58,7 @@ class KeptPrompts:
     """
 
     def __init__(self, folder: Path, encoder: str) -> None:
-        self._folder, self._encoder = folder / PROMPTS, encoder
+        self._folder, self.encoder = folder / PROMPTS, encoder
 
     def keep(
         self, prompts: Iterable[str], embed: Callable[[str], Tensor], tell: Callable[[int], None] = lambda n: None
@@ -84,7 +91,7 @@ class KeptPrompts:
             return functional.pad(spoken, (0, 0, 0, int(file.metadata()[_COUNT]) - len(spoken)))
 
     def _path(self, prompt: str) -> Path:
-        digest = hashlib.sha256(f"{self._encoder} {prompt}".encode()).hexdigest()[:32]
+        digest = hashlib.sha256(f"{self.encoder} {prompt}".encode()).hexdigest()[:32]
         return self._folder / f"{digest}.safetensors"
 
     def _is_kept(self, prompt: str) -> bool:

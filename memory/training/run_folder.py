@@ -46,8 +46,11 @@ class RunFolder:
         with whole_file(self.folder / CHECKPOINT) as path:
             torch.save({**state, "settings": self.settings}, path)
 
-    def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None where there is none. Raises ProjectError when it cannot be continued."""
+    def load(self, unknown: str | None = None) -> dict[str, Any] | None:
+        """The last checkpoint, or None where there is none. Raises ProjectError when it cannot be continued.
+
+        A setting that is `unknown` yet is not looked at.
+        """
         path = self.folder / CHECKPOINT
         if not path.exists():
             return None
@@ -55,7 +58,7 @@ class RunFolder:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in self.settings.items():
             before = state["settings"].get(name, value if name in self._usual else None)
-            if name != "steps" and before != value:
+            if name not in ("steps", unknown) and before != value:
                 raise ProjectError(
                     f"The run in {self.folder} was made with {name}={before}, got {value}. "
                     f"Give the old value to continue it, or another folder to start anew."

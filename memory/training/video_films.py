@@ -105,36 +105,48 @@ def _trained_on(totals: Sequence[int], frames: int) -> list[int]:
     return [0 if number in left_out else count for number, count in enumerate(seen)]
 
 
+def refuse_short(name: str, latent_frames: int, fps: int, frames: int, alone: bool) -> None:
+    """Raises ValueError for a video that is too short for a stretch of `frames`, or `alone` for one to train on and one to measure on."""
+    if latent_frames >= (2 * frames if alone else frames):
+        return
+    least, both, got = ((FRAME_STRIDE * (count - 1) + 1) / fps for count in (frames, 2 * frames, latent_frames))
+    raise ValueError(
+        f"{name} needs to be at least {both:.1f} s long, for {frames} latent frames to train on and as many to "
+        f"measure on, or {least:.1f} s beside others, got {got:.1f} s. Take it away, or give fewer --history-frames."
+    )
+
+
 class VideoFilms:
     """Stretches of `frames` latent frames out of videos; the end of every video is kept for measuring, of short ones every tenth.
 
-    `prompts` turns captions into words. Raises ValueError for a video that is too short for a stretch, and for a single one that is too
+    What is kept follows from `divided_by`, the longest stretch of all trainings of an encoder (None is `frames`), so that the next one
+    measures nothing that the last one saw. `prompts` turns captions into words. Raises ValueError for a video that is too short for a stretch, and for a single one that is too
     short for a stretch to train on and another to measure on.
     """
 
-    def __init__(self, videos: Sequence[VideoLatents], frames: int, prompts: Prompts | None = None) -> None:
-        self.frames = frames
+    def __init__(
+        self,
+        videos: Sequence[VideoLatents],
+        frames: int,
+        prompts: Prompts | None = None,
+        divided_by: int | None = None,
+    ) -> None:
+        self.frames, longest = frames, frames if divided_by is None else divided_by
         self._words: Prompts = prompts or TinyPrompts()
         for video in videos:
-            if len(video.prompts) < (frames if len(videos) > 1 else 2 * frames):
-                least, both, got = (
-                    (FRAME_STRIDE * (count - 1) + 1) / video.fps for count in (frames, 2 * frames, len(video.prompts))
-                )
-                raise ValueError(
-                    f"{video.name} needs to be at least {both:.1f} s long, for {frames} latent frames to train on and as many to "
-                    f"measure on, or {least:.1f} s beside others, got {got:.1f} s. Take it away, or give fewer --history-frames."
-                )
+            refuse_short(video.name, len(video.prompts), video.fps, longest, alone=len(videos) == 1)
         self._prompts = [video.prompts for video in videos]
         self._counts = {prompt: self._words.count(prompt) for video in videos for prompt in set(video.prompts)}
         self._latents = [video.latents for video in videos]
-        self._seen = _trained_on([latents.shape[1] for latents in self._latents], frames)
-        digest = hashlib.sha256(" ".join(video.digest for video in videos).encode()).hexdigest()[:16]
+        self._seen = _trained_on([latents.shape[1] for latents in self._latents], longest)
+        made = [video.digest for video in videos] + ([self._words.encoder] if self._words.encoder else [])
+        digest = hashlib.sha256(" ".join(made).encode()).hexdigest()[:16]
         self.name = f"{len(videos)} {'video' if len(videos) == 1 else 'videos'} {digest}"
 
-    def seen_in(self, frames: int) -> bool:
-        """Whether a training on stretches of so many frames of these videos saw a part of what is measured here."""
+    def seen_in(self, divided_by: int) -> bool:
+        """Whether a training on these videos, divided by stretches of so many frames, saw a part of what is measured here."""
         totals = [latents.shape[1] for latents in self._latents]
-        there = _trained_on(totals, frames)
+        there = _trained_on(totals, divided_by)
         return any(more > seen for more, seen in zip(there, self._seen, strict=True))
 
     def _places(self, held_out: bool) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -111,23 +112,42 @@ def parse_captions(text: str) -> tuple[Caption, ...]:
     return tuple(captions)
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise ValueError(
+            f"{path.name} cannot be read as a video ({error.strerror}). Convert it, for instance to mp4, or take it away."
+        ) from error
+
+
 def read_video(path: Path, size: Size, fps: int = FPS) -> Tensor:
     """The video at `fps` pictures a second, its middle in the shape of `size`: `[3, 4n+1, H, W]` in -1..1.
 
     Raises ValueError for a file that is no video.
     """
-    try:
+    with _explained(path):
         pictures = [_cut(frame, size) for frame in _at_rate(path, fps)]
-    except av.error.FFmpegError as error:
-        raise ValueError(
-            f"{path.name} cannot be read as a video ({error.strerror}). Convert it, for instance to mp4, or take it away."
-        ) from error
     if not pictures:
         raise ValueError(
             f"{path.name} has no pictures that say when they are shown. Convert it, for instance to mp4, or take it away."
         )
     whole = (len(pictures) - 1) // FRAME_STRIDE * FRAME_STRIDE + 1
     return torch.stack(pictures[:whole], dim=1).float().div_(127.5).sub_(1)
+
+
+def frames_at_most(path: Path, fps: int = FPS) -> int | None:
+    """Latent frames that a video has at most at `fps` pictures a second, by what its file says; None where it says nothing.
+
+    Raises ValueError for a file that is no video.
+    """
+    with _explained(path), av.open(str(path)) as container:
+        if container.duration is None:
+            return None
+        return (
+            int(container.duration / av.time_base * fps) // FRAME_STRIDE + 2
+        )  # whole milliseconds, and the first picture
 
 
 def _at_rate(path: Path, fps: int) -> Iterator[av.VideoFrame]:

@@ -104,8 +104,8 @@ def run_retrieval(args: argparse.Namespace) -> int:
     modules, out = host_modules(), args.out or Path()
     codec = tiny_codec(modules, out)
     known = _known(args.out)
-    lengths = dict.fromkeys(config.history_frames for _, config in plans)
-    films = {frames: video_films(captioned, args.size, frames, modules, out) for frames in lengths}
+    lengths = {config.history_frames: config for _, config in plans}
+    films = {frames: video_films(captioned, config, modules, out) for frames, config in lengths.items()}
     for reader, config in plans:
         _refuse_seen(reader, config, films[config.history_frames])
     rows: list[dict[str, Any]] = []
@@ -173,7 +173,7 @@ def _refuse_seen(reader: Reader, config: EncoderTraining, videos: VideoFilms | N
     if videos is None or trained.get("films") != f"{videos.name}, {config.size}":
         return
     frames = min(int(count) for name, count in trained.items() if name.endswith(" frames"))
-    if videos.seen_in(frames):
+    if videos.seen_in(frames + config.segment_frames):
         raise WorkflowError(
             f"--history-frames {config.history_frames} needs other videos than those that {reader.name} was trained on, in "
             f"stretches of {frames} latent frames: it has seen a part of what would be measured. Give {frames} or fewer."

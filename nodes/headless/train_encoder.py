@@ -152,7 +152,7 @@ def run_encoder(args: argparse.Namespace) -> int:
     network, encoder = new_pair(config, starts, args.weights)
     lora = lora_of(args, config, network, modules.family.lora_targets)  # refuses another model's before the slow part
     with processes.one_first():
-        videos = video_films(captioned, config.size, config.film_frames, modules, args.out, config.family)
+        videos = video_films(captioned, config, modules, args.out)
         config = config if videos is None else replace(config, films=videos.name)
         RunFolder(args.out, config, processes.leads).load()  # refuses a run of other settings before the slow part
         codec = tiny_codec(modules, args.out)

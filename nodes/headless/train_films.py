@@ -11,7 +11,7 @@ from .workflow import WorkflowError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...memory.training.encoder_family import Family
+    from ...memory.training.encoder_settings import EncoderTraining
     from ...memory.training.video_films import VideoFilms
     from ...memory.training.videos import CaptionedVideo
 
@@ -51,7 +51,8 @@ def add_history(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=HISTORY_FRAMES,
         metavar="FRAMES",
-        help=f"latent frames of a film that are remembered, 4 a second (default: {HISTORY_FRAMES})",
+        help="latent frames of a film that are remembered, 4 a second, or 6 beside a --model of 24 pictures a second (default: "
+        f"{HISTORY_FRAMES})",
     )
 
 
@@ -73,11 +74,9 @@ def captioned_videos(source: str | None, any_words: bool = False) -> list[Captio
         raise WorkflowError(str(error)) from error
 
 
-def video_films(
-    videos: list[CaptionedVideo], size: str, frames: int, modules: Any, out: Path, family: Family = "wan"
-) -> VideoFilms | None:
-    """Stretches of so many latent frames of these videos, None without any; what the VAE makes of them is kept in `out`, normalised
-    for the family.
+def video_films(videos: list[CaptionedVideo], config: EncoderTraining, modules: Any, out: Path) -> VideoFilms | None:
+    """Stretches of these videos as long as a training sees them, None without any; what the VAE makes of them is kept in `out`,
+    normalised for the family.
 
     Raises WorkflowError for a video that cannot be read or is too short. Call it after `boot_host`.
     """
@@ -94,9 +93,11 @@ def video_films(
         latents: Tensor = (vae.encode(video) - modules.latent_mean) / modules.latent_std
         return latents
 
-    fingerprint = weights_fingerprint(vae.state_dict()) + ("" if family == "wan" else f" {family}")
+    fingerprint = weights_fingerprint(vae.state_dict()) + ("" if config.family == "wan" else f" {config.family}")
     try:
-        made = encode_videos(videos, Size.parse(size), encode, fingerprint, out, lambda name: print(f"encoding {name}"))
-        return VideoFilms(made, frames)
+        made = encode_videos(
+            videos, Size.parse(config.size), encode, fingerprint, out, lambda name: print(f"encoding {name}")
+        )
+        return VideoFilms(made, config.film_frames, divided_by=config.longest_film)
     except ValueError as error:
         raise WorkflowError(str(error)) from error

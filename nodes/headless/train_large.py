@@ -46,7 +46,7 @@ def add_large(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "beside a large model",
         f"with --videos. There pictures are {DEFAULTS['size']}, {HISTORY_SECONDS} s are remembered, a step sees {DEFAULTS['clips']} film, "
-        f"the rate is {DEFAULTS['rate']}, training ends at step {DEFAULTS['steps']:,} and --device is auto, unless you say otherwise",
+        f"the rate is {DEFAULTS['rate']}, training ends at step {DEFAULTS['steps']:,} and --device is auto, unless you say otherwise; tokens count once",
     )
     group.add_argument(
         "--model", type=Path, metavar="FILE", help="Wan or HunyuanVideo text-to-video of models/diffusion_models"
@@ -136,6 +136,7 @@ def run_large(args: argparse.Namespace, files: LargeFiles) -> int:
     config = replace(config, processes=processes.count)
     modules = large_modules(model, TYPES[dtype], not args.no_checkpointing)
     lora = lora_of(args, config, model.network, modules.family.lora_targets)
+    RunFolder(args.out, config, processes.leads).load(unknown="films")  # refuses other settings before anything slow
     with processes.one_first():
         videos = _films(captioned, config, model, files, args.cache or args.out)
         config = replace(config, films=videos.name)
@@ -217,12 +218,16 @@ def _films(
 
     from ...memory.training.prompts import KeptPrompts
     from ...memory.training.storyworld import Size
-    from ...memory.training.video_films import VideoFilms, encode_videos
+    from ...memory.training.video_films import VideoFilms, encode_videos, refuse_short
+    from ...memory.training.videos import frames_at_most
     from ..host.trained_model import ModelText, ModelVae, file_digest
 
     said = {caption.text for video in captioned for caption in video.captions}
     try:
         vae, text = ModelVae(files.vae, model), ModelText(files.text_encoders, model.kind)
+        for video in captioned:  # before the hours that it takes to encode them all
+            if (frames := frames_at_most(video.path, model.fps)) is not None:
+                refuse_short(video.path.name, frames, model.fps, config.longest_film, alone=len(captioned) == 1)
         prompts = KeptPrompts(cache, text.digest)
         with torch.inference_mode():
             prompts.keep({"", *said}, text.embed, lambda count: print(f"embedding {count} prompts"))
@@ -235,7 +240,7 @@ def _films(
             lambda name: print(f"encoding {name}", flush=True),
             model.fps,
         )
-        return VideoFilms(made, config.film_frames, prompts)
+        return VideoFilms(made, config.film_frames, prompts, config.longest_film)
     except ValueError as error:
         raise WorkflowError(str(error)) from error
 

@@ -65,7 +65,7 @@ def run_table(args: argparse.Namespace) -> int:
     processes = launched(args.device)
     if processes.count > 1:
         raise WorkflowError(f"A table is made by a single process, got {processes.count}. Start it without accelerate.")
-    videos = video_films(captioned, args.size, args.history_frames, host_modules(), args.out)
+    videos = video_films(captioned, configs[0], host_modules(), args.out)
     if videos is not None:
         configs = tuple(replace(config, films=videos.name) for config in configs)
     codec = tiny_codec(host_modules(), args.out)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import comfy.latent_formats
@@ -80,19 +79,11 @@ def new_hunyuan(spec: TinyHunyuanSpec, in_channels: int = LATENT_CHANNELS) -> nn
     return model
 
 
-@contextmanager
-def _training() -> Iterator[None]:
-    # The host adds to its hidden states in place; gradients need them as they were.
-    with host_modules().training(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-        yield
-
-
 def hunyuan_modules() -> HostModules:
-    """What training needs from the host for HunyuanVideo: its latent statistics, how it reads history, and a switch that lets it be
-    trained."""
+    """What training needs from the host for HunyuanVideo: its latent statistics, and how it reads history."""
     modules, scale = host_modules(), comfy.latent_formats.HunyuanVideo().scale_factor
     mean, std = torch.zeros_like(modules.latent_mean), torch.full_like(modules.latent_std, 1 / scale)
-    return modules._replace(latent_mean=mean, latent_std=std, training=_training, family=TrainedHunyuan())
+    return modules._replace(latent_mean=mean, latent_std=std, family=TrainedHunyuan())
 
 
 def modules_of(family: Family) -> HostModules:

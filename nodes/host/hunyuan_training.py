@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ...memory.encoded_history import History, Stretch
+from ...memory.training.adds_apart import AddsApart
 from ...memory.training.causal import TRAIN_TIMESTEPS
 from ...memory.training.lora import LORA_TARGETS
 from ...memory.training.words import pooled_words
@@ -64,7 +65,8 @@ class TrainedHunyuan:
             if history is not None:
                 options = with_history(network, anchored(self._film_of(history, row), x.shape[2]), options, call)
             given = {"y": call.pooled, "guidance": call.guidance, "transformer_options": options}
-            flows.append(network(x[own], call.timesteps, words, **given))
+            with AddsApart():
+                flows.append(network(x[own], call.timesteps, words, **given))
         return torch.cat(flows)
 
     def _film_of(self, history: History, row: int) -> History:

@@ -26,10 +26,10 @@ import comfy.utils
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ...memory.encoded_history import History
+from ...memory.training.adds_apart import AddsApart
 from ...memory.training.encoder_family import EncoderFamily, Family
 from .build import HostModules, host_modules
 from .build_hunyuan import hunyuan_modules
@@ -87,7 +87,7 @@ def _words_and_pooled(words: Tensor, extras: Mapping[str, Any]) -> Tensor:
 
 
 def _large_hunyuan() -> HostModules:
-    return hunyuan_modules()._replace(family=TrainedHunyuan(kept_apart), training=host_modules().training)
+    return hunyuan_modules()._replace(family=TrainedHunyuan(kept_apart))
 
 
 KINDS = (
@@ -188,7 +188,9 @@ def recognise(path: Path) -> ModelFile:
     if config is None or config.unet_config.get("image_model") not in {kind.image_model for kind in KINDS}:
         got = "no model that ComfyUI knows" if config is None else f"a model of type {type(config).__name__}"
         raise ValueError(f"--model needs {needed}, got {path}: {got}. Name that file of models/diffusion_models.")
-    if config.quant_config is not None:
+    if config.quant_config is not None or any(
+        weight.is_floating_point() and weight.itemsize == 1 for weight in state.values()
+    ):
         raise ValueError(
             f"--model needs weights of 16 or 32 bits, got {path}, whose weights are quantised. Take the bf16 or fp16 file of this "
             "model."
@@ -286,16 +288,8 @@ def layers_for_training(layers: Iterable[nn.Module], again: bool) -> Iterator[No
 
 
 def _adding_apart(layer: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    with _AddsApart():
+    with AddsApart():
         return layer(*given, **named)
-
-
-class _AddsApart(TorchFunctionMode):
-    """`x += y` makes a new tensor; torch calls it `add_`, which no layer of these models uses in any other way."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Torch's own door for every call that is made in here."""
-        return args[0] + args[1] if func is Tensor.add_ else func(*args, **(kwargs or {}))
 
 
 class ModelVae:

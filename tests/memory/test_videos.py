@@ -14,6 +14,8 @@ from numerics import CODED_GREY, PICTURE_ROUNDING
 from torch import Tensor
 
 from longreel.memory.film import write_segment
+from longreel.memory.training.encoder_settings import EncoderStage, EncoderTraining
+from longreel.memory.training.prompts import KeptPrompts, Prompts
 from longreel.memory.training.storyworld import Size
 from longreel.memory.training.video_films import VideoFilms, VideoLatents, encode_videos
 from longreel.memory.training.videos import (
@@ -21,6 +23,7 @@ from longreel.memory.training.videos import (
     Caption,
     CaptionedVideo,
     find_videos,
+    frames_at_most,
     parse_captions,
     read_video,
 )
@@ -53,14 +56,16 @@ def averages(video: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool3d(whole, (4, 8, 8)).mean(1, keepdim=True).expand(-1, 16, -1, -1, -1)
 
 
-def films_of_lengths(*lengths: int, frames: int = 3) -> VideoFilms:
+def films_of_lengths(
+    *lengths: int, frames: int = 3, divided_by: int | None = None, words: Prompts | None = None
+) -> VideoFilms:
     """Videos whose latents tell video and frame; the caption changes in the middle of each."""
     videos = []
     for number, length in enumerate(lengths):
         latents = (100.0 * number + torch.arange(length, dtype=torch.float32)).view(1, length, 1, 1)
         prompts = ["a wall"] * (length // 2) + ["a red wall"] * (length - length // 2)
         videos.append(VideoLatents(f"{number}.mp4", f"{number}", latents.expand(16, -1, 2, 2), prompts))
-    return VideoFilms(videos, frames)
+    return VideoFilms(videos, frames, words, divided_by)
 
 
 def test_a_video_is_read_as_whole_latents_with_its_middle_in_the_shape_that_is_asked_for(tmp_path: Path) -> None:
@@ -258,6 +263,48 @@ def test_longer_stretches_than_those_of_a_training_begin_in_what_it_saw_of_short
     assert not films.seen_in(3)
     assert not films.seen_in(8)
     assert films_of_lengths(40, 16, frames=8).seen_in(3)
+
+
+@pytest.mark.parametrize("lengths", [(20, 21), (7,) * 12, (7, 5, 6, 20) * 5])
+def test_stage_two_measures_nothing_that_stage_one_saw(lengths: tuple[int, ...]) -> None:
+    pretrain, finetune = (
+        EncoderTraining(stage=stage.value, history_frames=3, kept_frames=1, segment_frames=2, rate="2x2x1")
+        for stage in EncoderStage
+    )
+    seen, measured = (
+        {
+            frame
+            for step in range(300)
+            for film in films_of_lengths(*lengths, frames=config.film_frames, divided_by=config.longest_film)
+            .clips(1, 0, step, held_out)
+            .latents
+            for frame in film[0, :, 0, 0].int().tolist()
+        }
+        for config, held_out in ((pretrain, False), (finetune, True))
+    )
+    assert seen
+    assert measured
+    assert not seen & measured
+
+
+def test_words_of_another_text_encoder_are_other_films(tmp_path: Path) -> None:
+    said = ["", "a wall", "a red wall"]
+    names = []
+    for encoder in ("one", "two", "one"):
+        prompts = KeptPrompts(tmp_path, encoder)
+        prompts.keep(said, lambda prompt: torch.ones(4, 8))
+        names.append(films_of_lengths(40, words=prompts).name)
+    assert names[0] == names[2] != names[1]
+
+
+def test_a_file_says_at_least_how_long_its_video_is(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "wall.mp4", 33)
+    for fps in (16, 24):
+        there = (read_video(path, SIZE, fps).shape[1] - 1) // 4 + 1
+        assert there <= (frames_at_most(path, fps) or 0) <= there + 1
+    path.write_bytes(b"no video at all")
+    with pytest.raises(ValueError, match=r"wall\.mp4 cannot be read as a video"):
+        frames_at_most(path)
 
 
 def test_frames_of_one_caption_share_their_words() -> None:

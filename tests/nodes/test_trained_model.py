@@ -170,6 +170,15 @@ def test_both_stages_beside_a_wan_write_what_the_host_loads_for_it(
     assert main([*pretrain, str(two), "--steps", "2"]) == 1  # another model of the same name
     assert "was made with model=tiny_wan" in capsys.readouterr().err
     write_wan(tmp_path / "tiny_wan.safetensors")
+    assert main([*pretrain, str(two), "--steps", "2", "--size", "64x80"]) == 1
+    refused = capsys.readouterr()
+    assert "was made with size=64x64, got 64x80" in refused.err
+    assert "encoding" not in refused.out
+    words = (tmp_path / "tiny_umt5.safetensors").read_bytes()
+    write_text_encoder(tmp_path / "tiny_umt5.safetensors", seed=6)
+    assert main([*pretrain, str(two), "--steps", "2"]) == 1  # other words for the same captions
+    assert "was made with films=2 videos" in capsys.readouterr().err
+    (tmp_path / "tiny_umt5.safetensors").write_bytes(words)
 
     beside = ["--beside", str(two / FILE), "--beside-frames", "2"]
     stage_one = ["--encoder", str(one / FILE), "--lora", str(one / "encoder_lora.safetensors")]
@@ -202,6 +211,25 @@ def _check_in_host(file: Path, out: Path) -> None:
         loaded.patcher.model,
         clean_batch(CONFIG, small_clips(), 1),
     )
+
+
+def test_videos_that_cannot_be_used_are_refused_before_any_is_encoded(
+    host: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = write_videos(tmp_path / "videos")
+    options = [*write_all(tmp_path), "--videos", str(videos), *SHAPE, "--out", str(tmp_path / "out")]
+    last = videos / "1.mp4"
+    write_videos(tmp_path / "short", 1, 33)
+    for content, said in (
+        ((tmp_path / "short" / "0.mp4").read_bytes(), "1.mp4 needs to be at least"),
+        (b"no video", "1.mp4 cannot be read as a video"),
+    ):
+        last.write_bytes(content)
+        assert main([*TRAIN, "pretrain", *options]) == 1
+        refused = capsys.readouterr()
+        assert said in refused.err
+        assert "encoding" not in refused.out
+        assert "embedding" not in refused.out
 
 
 def test_prompts_are_what_the_hosts_text_encoder_makes_of_them_each_made_once(
@@ -272,6 +300,8 @@ def test_files_of_another_kind_are_one_clear_error(host: object, tmp_path: Path)
     eight = tmp_path / "fp8.safetensors"
     scaled = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn), "blocks.0.ffn.0.scale_weight": torch.ones(())}
     save_file({**load_file(wan), **scaled}, eight)
+    as_saved = tmp_path / "fp8_e4m3fn.safetensors"
+    save_file({name: weight.to(torch.float8_e4m3fn) for name, weight in load_file(wan).items()}, as_saved)
     for path, got in (
         (vae, "no model that ComfyUI knows"),
         (hunyuan, "a model of type HunyuanVideoI2V, which reads no encoder or takes pictures beside the film"),
@@ -283,8 +313,9 @@ def test_files_of_another_kind_are_one_clear_error(host: object, tmp_path: Path)
             recognise(path)
         assert got in str(error.value)
         assert str(path) in str(error.value)
-    with pytest.raises(ValueError, match="--model needs weights of 16 or 32 bits"):
-        recognise(eight)
+    for path in (eight, as_saved):
+        with pytest.raises(ValueError, match="--model needs weights of 16 or 32 bits"):
+            recognise(path)
     model = recognise(wan)
     with pytest.raises(ValueError, match=r"--vae needs Wan's VAE, .* of 16 channels, got .*wan\.safetensors"):
         ModelVae(wan, model)

@@ -150,11 +150,11 @@ def test_stage_two_refuses_cartoons_that_it_could_not_make_or_measure(
 
 
 def noise_video(folder: Path, captions: str = "") -> Path:
-    """A folder with a video of 61 pictures of 48x32, and captions if there are any."""
+    """A folder with a video of 89 pictures of 48x32, and captions if there are any."""
     from longreel.memory.film import write_segment
 
     folder.mkdir()
-    pictures = np.random.default_rng(0).integers(0, 255, (61, 32, 48, 3), dtype=np.uint8)
+    pictures = np.random.default_rng(0).integers(0, 255, (89, 32, 48, 3), dtype=np.uint8)
     write_segment(folder / "noise.mp4", pictures, 16)
     if captions:
         (folder / "noise.txt").write_text(captions, encoding="utf-8")
@@ -226,4 +226,4 @@ def test_an_encoder_learns_from_a_folder_of_videos_in_both_stages(
     assert main([*train, "pretrain", "--out", str(one), "--cross-attention", *source[2:]]) == 1
     assert "was made with films=1 video" in capsys.readouterr().err
     assert main([*train, "pretrain", "--out", str(tmp_path / "three"), *source[:-1], "12"]) == 1
-    assert "noise.mp4 needs to be at least 5.8 s long" in capsys.readouterr().err
+    assert "noise.mp4 needs to be at least 7.3 s long" in capsys.readouterr().err
