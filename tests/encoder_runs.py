@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from longreel.memory.encoder import MemoryEncoder
 from longreel.memory.training.clips import TileCodec, film_clips
@@ -33,6 +35,21 @@ def new_encoder(config: EncoderTraining = SHORT) -> MemoryEncoder:
     encoder = MemoryEncoder(tiny_encoder_spec(config, SPEC.width))
     initialise_encoder(encoder, torch.Generator().manual_seed(0))
     return encoder
+
+
+def broken_and_resumed(train: Callable[..., dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `train`, called with a folder's name, ends with after it was stopped at step 3 and called again."""
+
+    class StoppedError(RuntimeError):
+        pass
+
+    def stop(row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train("broken", tell=stop)
+    return train("broken")
 
 
 def batch_of(config: EncoderTraining, codec: TileCodec, step: int = 0) -> EncoderBatch:

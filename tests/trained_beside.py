@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import comfy.sd
 import comfy.utils
 import peft
 import torch
 from comfy.model_patcher import ModelPatcher
-from numerics import FORWARD_ERROR, NOT_ROUNDING, relative_error
+from numerics import BF16_COMPUTE_ERROR, FORWARD_ERROR, NOT_ROUNDING, relative_error
 from torch import Tensor
 
 from longreel.memory.encoder import MemoryEncoder
@@ -23,6 +23,8 @@ from longreel.nodes.host.build import HostModules
 from longreel.nodes.host.trained_model import load_network, recognise
 
 RANK = 4
+StepFound: TypeAlias = tuple[Tensor, list[Tensor | None]]
+"""Loss of a step, and the gradients of all that is trained."""
 
 
 def small_encoder(width: int, channels: int = 16, cross_layers: int = 0) -> MemoryEncoder:
@@ -49,6 +51,27 @@ def drawn_adapters(
     if lora is not None:
         load_lora_state(network, lora)
     return adapters
+
+
+def assert_same_bits(found: StepFound, other: StepFound) -> None:
+    """Two steps have one loss and, for every weight, one gradient that is not zero."""
+    assert torch.equal(found[0], other[0])
+    for gradient, same in zip(found[1], other[1], strict=True):
+        assert gradient is not None
+        assert same is not None
+        assert gradient.any()
+        assert torch.equal(gradient, same)
+
+
+def assert_trained_in_float32(found: StepFound, exact: StepFound) -> None:
+    """A step of a network in bf16 has a loss near that of the network in float32, and gradients of float32."""
+    assert found[0].dtype == torch.float32
+    assert found[0] != exact[0]
+    assert relative_error(found[0], exact[0]) < BF16_COMPUTE_ERROR
+    for gradient in found[1]:
+        assert gradient is not None
+        assert gradient.dtype == torch.float32
+        assert gradient.isfinite().all()
 
 
 def assert_the_host_computes_what_was_trained(

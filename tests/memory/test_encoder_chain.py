@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from encoder_runs import SHORT, SPEC, STAGES, orthogonal_codec
+from encoder_runs import SHORT, SPEC, STAGES, broken_and_resumed, orthogonal_codec
 from numerics import NOT_ROUNDING, SAME_SUM, relative_error
 
 from longreel.memory.encoded_history import EncodedHistory, FilmEncoder, History
@@ -150,22 +150,13 @@ def test_both_encoders_and_the_lora_learn_and_an_interrupted_training_ends_with_
 ) -> None:
     modules, config = host_modules(), replace(STAGES[EncoderStage.FINETUNE], beside="2x2x1 of the newest 5 frames")
 
-    class StoppedError(RuntimeError):
-        pass
-
-    def stop(row: dict[str, float]) -> None:
-        if row["step"] == 3:
-            raise StoppedError
-
     def train(folder: str, **tell: Any) -> dict[str, torch.Tensor]:
         network, chain = modules.new_wan(SPEC), new_chain()
         train_encoder(config, modules, peft, network, chain, codec, tmp_path / folder, **tell)
         return {**chain.state_dict(), **lora_state(network)}
 
     unbroken = train("unbroken")
-    with pytest.raises(StoppedError):
-        train("broken", tell=stop)
-    resumed = train("broken")
+    resumed = broken_and_resumed(train)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in unbroken.items())
     fresh = new_chain().state_dict()
     assert len({name.split(".")[1] for name in fresh}) == 2

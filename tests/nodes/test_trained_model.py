@@ -22,10 +22,17 @@ from large_files import (
     write_videos,
     write_wan,
 )
-from numerics import BF16_COMPUTE_ERROR, relative_error
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from trained_beside import RANK, assert_the_host_computes_what_was_trained, drawn_adapters, small_encoder
+from trained_beside import (
+    RANK,
+    StepFound,
+    assert_same_bits,
+    assert_the_host_computes_what_was_trained,
+    assert_trained_in_float32,
+    drawn_adapters,
+    small_encoder,
+)
 from wan_variants import build_tiny_wan22, patches
 
 from longreel.memory.encoded_history import HistoryConfig
@@ -79,9 +86,7 @@ def small_clips(channels: int = 16) -> FilmClips:
     return FilmClips(latents, torch.zeros(1, 6, 8, 8), other[None], [[one] * 3 + [other] * 3])
 
 
-def loss_and_gradients(
-    dtype: torch.dtype, checkpoints: bool, file: Path, cross_layers: int = 0
-) -> tuple[Tensor, list[Tensor | None]]:
+def loss_and_gradients(dtype: torch.dtype, checkpoints: bool, file: Path, cross_layers: int = 0) -> StepFound:
     """Of one step of stage II."""
     model = recognise(file)
     network, encoder = load_network(model, dtype), small_encoder(SPEC.width, model.channels, cross_layers)
@@ -98,12 +103,7 @@ def loss_and_gradients(
 def test_layers_that_are_run_again_give_the_same_bits(host: object, tmp_path: Path, cross_layers: int) -> None:
     file = write_wan(tmp_path / "wan.safetensors")
     kept, again = (loss_and_gradients(torch.float32, checkpoints, file, cross_layers) for checkpoints in (False, True))
-    assert torch.equal(kept[0], again[0])
-    assert all(gradient is not None and gradient.any() for gradient in kept[1])
-    for one, other in zip(kept[1], again[1], strict=True):
-        assert one is not None
-        assert other is not None
-        assert torch.equal(one, other)
+    assert_same_bits(kept, again)
 
 
 @pytest.mark.parametrize("cross_layers", [0, SPEC.layers])
@@ -113,15 +113,8 @@ def test_a_model_in_bf16_gives_gradients_of_float32_to_what_is_trained(
     file = write_wan(tmp_path / "wan.safetensors", dtype=torch.bfloat16)
     network = load_network(recognise(file), torch.bfloat16)
     assert network.blocks[0].ffn[0].weight.dtype == torch.bfloat16
-    loss, gradients = loss_and_gradients(torch.bfloat16, True, file, cross_layers)
-    exact, _ = loss_and_gradients(torch.float32, True, file, cross_layers)
-    assert loss.dtype == torch.float32
-    assert loss != exact
-    assert relative_error(loss, exact) < BF16_COMPUTE_ERROR
-    for gradient in gradients:
-        assert gradient is not None
-        assert gradient.dtype == torch.float32
-        assert gradient.isfinite().all()
+    found, exact = (loss_and_gradients(dtype, True, file, cross_layers) for dtype in (torch.bfloat16, torch.float32))
+    assert_trained_in_float32(found, exact)
 
 
 def test_training_beside_wan_1_3b_in_its_real_shape_builds_its_graph(
