@@ -46,25 +46,39 @@ class RunFolder:
         with whole_file(self.folder / CHECKPOINT) as path:
             torch.save({**state, "settings": self.settings}, path)
 
-    def load(self, unknown: str | None = None) -> dict[str, Any] | None:
-        """The last checkpoint, or None where there is none. Raises ProjectError when it cannot be continued.
+    def check(self, unknown: str | None = None) -> None:
+        """Raises ProjectError where a checkpoint is there that cannot be continued. Reads no weights and changes nothing.
 
         A setting that is `unknown` yet is not looked at.
         """
+        state = self._read(mapped=True)
+        if state is not None:
+            self._refuse_others(state["settings"], unknown)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None where there is none. Raises ProjectError when it cannot be continued."""
+        state = self._read()
+        if state is not None:
+            self._refuse_others(state["settings"])
+            self._drop_log_after(int(state["step"]))
+        return state
+
+    def _read(self, mapped: bool = False) -> dict[str, Any] | None:
         path = self.folder / CHECKPOINT
         if not path.exists():
             return None
         with explained(f"read {path}"):
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return state
+
+    def _refuse_others(self, there: dict[str, Any], unknown: str | None = None) -> None:
         for name, value in self.settings.items():
-            before = state["settings"].get(name, value if name in self._usual else None)
+            before = there.get(name, value if name in self._usual else None)
             if name not in ("steps", unknown) and before != value:
                 raise ProjectError(
                     f"The run in {self.folder} was made with {name}={before}, got {value}. "
                     f"Give the old value to continue it, or another folder to start anew."
                 )
-        self._drop_log_after(int(state["step"]))
-        return state
 
     def _drop_log_after(self, step: int) -> None:
         if not self._writes:

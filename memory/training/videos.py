@@ -145,9 +145,8 @@ def frames_at_most(path: Path, fps: int = FPS) -> int | None:
     with _explained(path), av.open(str(path)) as container:
         if container.duration is None:
             return None
-        return (
-            int(container.duration / av.time_base * fps) // FRAME_STRIDE + 2
-        )  # whole milliseconds, and the first picture
+        pictures = int(container.duration / av.time_base * fps)
+    return pictures // FRAME_STRIDE + 2  # one for the first picture, and one because times are rounded
 
 
 def _at_rate(path: Path, fps: int) -> Iterator[av.VideoFrame]:

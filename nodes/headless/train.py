@@ -79,7 +79,7 @@ def run_tiny(args: argparse.Namespace) -> int:
     from ..host.build import read_shards
     from ..host.build_hunyuan import modules_of
 
-    RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
+    RunFolder(args.out, config).check()  # before the slow part
     modules = modules_of(args.family)
     codec = tiny_codec(modules, args.out)
     model, predict = _new_model(args.family, args.seed)
@@ -110,7 +110,7 @@ def run_gates(args: argparse.Namespace) -> int:
     from ...memory.training.run_folder import RunFolder
     from ..host.build import WEIGHTS_FOLDER, TinyWanSpec, host_modules, read_shards
 
-    RunFolder(args.out, config).load()  # refuses a run of other settings before the slow part
+    RunFolder(args.out, config).check()  # before the slow part
     modules = host_modules()
     codec = tiny_codec(modules, args.out)
     model = modules.new_wan(TinyWanSpec(layers=LAYERS))

@@ -154,7 +154,7 @@ def run_encoder(args: argparse.Namespace) -> int:
     with processes.one_first():
         videos = video_films(captioned, config, modules, args.out)
         config = config if videos is None else replace(config, films=videos.name)
-        RunFolder(args.out, config, processes.leads).load()  # refuses a run of other settings before the slow part
+        RunFolder(args.out, config, processes.leads).check()  # before the slow part
         codec = tiny_codec(modules, args.out)
         encoder = with_small_videos(encoder, modules, args.out, config.segment_frames)
     inputs = (config, modules, peft, network, encoder, codec, args.out)

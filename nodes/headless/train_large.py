@@ -136,13 +136,11 @@ def run_large(args: argparse.Namespace, files: LargeFiles) -> int:
     config = replace(config, processes=processes.count)
     modules = large_modules(model, TYPES[dtype], not args.no_checkpointing)
     lora = lora_of(args, config, model.network, modules.family.lora_targets)
-    RunFolder(args.out, config, processes.leads).load(unknown="films")  # refuses other settings before anything slow
+    RunFolder(args.out, config, processes.leads).check(unknown="films")  # before anything slow
     with processes.one_first():
         videos = _films(captioned, config, model, files, args.cache or args.out)
         config = replace(config, films=videos.name)
-        RunFolder(
-            args.out, config, processes.leads
-        ).load()  # refuses a run of other settings before the model is loaded
+        RunFolder(args.out, config, processes.leads).check()  # before the model is loaded
     free_memory()
     network = load_network(model, TYPES[dtype])
     encoder = _encoder(config, model, modules.family.embedding(network), starts)

@@ -249,6 +249,22 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: P
         RunFolder(tmp_path, replace(SHORT, size="128x192")).load()
 
 
+def test_a_run_is_checked_without_being_changed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, SHORT)
+    run.check()  # nothing is there yet
+    run.save({"step": 1, "weights": torch.ones(3)})
+    for step in (1, 2):
+        run.log({"step": step})
+    other = RunFolder(tmp_path, replace(SHORT, films="other videos"))
+    other.check(unknown="films")
+    with pytest.raises(ProjectError, match="got other videos"):
+        other.check()
+    run.check()
+    assert [row["step"] for row in run.rows()] == [1, 2]
+    assert run.load() is not None
+    assert [row["step"] for row in run.rows()] == [1]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
